@@ -64,8 +64,7 @@ impl Member<'_> {
     /// Whether the name is `name`, however it is escaped.
     pub fn is(&self, name: &str) -> bool {
         let inner = &self.key[1..self.key.len() - 1];
-        inner == name.as_bytes()
-            || (inner.contains(&b'\\') && string(self.key).as_deref() == Some(name))
+        inner == name.as_bytes() || (inner.contains(&b'\\') && string(self.key).as_deref() == Some(name))
     }
 }
 
@@ -79,11 +78,7 @@ impl Member<'_> {
 pub fn object(input: &[u8]) -> Result<Members<'_>, JsonError> {
     let mut cursor = Cursor::new(input);
     cursor.enter(Type::Object)?;
-    Ok(Members(Walk {
-        cursor,
-        first: true,
-        over: false,
-    }))
+    Ok(Members(Walk { cursor, first: true, over: false }))
 }
 
 /// The elements of the one array that `input` is; checked like [`object`].
@@ -93,11 +88,7 @@ pub fn object(input: &[u8]) -> Result<Members<'_>, JsonError> {
 pub fn array(input: &[u8]) -> Result<Elements<'_>, JsonError> {
     let mut cursor = Cursor::new(input);
     cursor.enter(Type::Array)?;
-    Ok(Elements(Walk {
-        cursor,
-        first: true,
-        over: false,
-    }))
+    Ok(Elements(Walk { cursor, first: true, over: false }))
 }
 
 /// Iterator over an object's members; see [`object`].
@@ -162,11 +153,7 @@ pub struct Cursor<'a> {
 impl<'a> Cursor<'a> {
     /// At the beginning of `input`.
     pub fn new(input: &'a [u8]) -> Self {
-        Self {
-            input,
-            at: 0,
-            depth: 0,
-        }
+        Self { input, at: 0, depth: 0 }
     }
 
     /// Bytes from the beginning of the input.
@@ -236,11 +223,7 @@ impl<'a> Cursor<'a> {
         let start = self.at;
         let key = self.key()?;
         let value = self.value()?;
-        Ok(Member {
-            raw: &self.input[start..self.at],
-            key,
-            value,
-        })
+        Ok(Member { raw: &self.input[start..self.at], key, value })
     }
 
     /// Reads a value, whatever it is, with all that it contains.
@@ -258,10 +241,7 @@ impl<'a> Cursor<'a> {
         };
         let start = self.at;
         self.nested()?;
-        Ok(Value {
-            raw: &self.input[start..self.at],
-            kind,
-        })
+        Ok(Value { raw: &self.input[start..self.at], kind })
     }
 
     /// Checks that nothing but space is left.
@@ -296,11 +276,7 @@ impl<'a> Cursor<'a> {
                 }
             }
             while self.depth > base {
-                let container = if objects & 1 == 1 {
-                    Type::Object
-                } else {
-                    Type::Array
-                };
+                let container = if objects & 1 == 1 { Type::Object } else { Type::Array };
                 if self.more(container, first)? {
                     if container == Type::Object {
                         self.peek();
@@ -401,10 +377,7 @@ impl<'a> Cursor<'a> {
         }
         self.at += 1;
         if !ascii && let Err(error) = std::str::from_utf8(&self.input[start..self.at]) {
-            return Err(JsonError {
-                at: start + error.valid_up_to(),
-                what: "not UTF-8",
-            });
+            return Err(JsonError { at: start + error.valid_up_to(), what: "not UTF-8" });
         }
         Ok(())
     }
@@ -430,10 +403,7 @@ impl<'a> Cursor<'a> {
 pub fn string(raw: &[u8]) -> Option<Cow<'_, str>> {
     let inner = raw.strip_prefix(b"\"")?.strip_suffix(b"\"")?;
     let text = std::str::from_utf8(inner).ok()?;
-    if inner
-        .iter()
-        .any(|&byte| byte < 0x20 || byte == b'"' || byte == b'\\')
-    {
+    if inner.iter().any(|&byte| byte < 0x20 || byte == b'"' || byte == b'\\') {
         return unescape(text).map(Cow::Owned);
     }
     Some(Cow::Borrowed(text))
@@ -449,10 +419,7 @@ pub fn write_string(text: &str, out: &mut Vec<u8>) {
 /// Appends `text` as the inside of a JSON string.
 pub fn write_escaped(text: &str, out: &mut Vec<u8>) {
     let mut rest = text.as_bytes();
-    while let Some(at) = rest
-        .iter()
-        .position(|&byte| byte < 0x20 || byte == b'"' || byte == b'\\')
-    {
+    while let Some(at) = rest.iter().position(|&byte| byte < 0x20 || byte == b'"' || byte == b'\\') {
         out.extend_from_slice(&rest[..at]);
         match rest[at] {
             b'"' => out.extend_from_slice(b"\\\""),
@@ -464,14 +431,7 @@ pub fn write_escaped(text: &str, out: &mut Vec<u8>) {
             0x0c => out.extend_from_slice(b"\\f"),
             byte => {
                 let digit = |nibble: u8| b"0123456789abcdef"[usize::from(nibble)];
-                out.extend_from_slice(&[
-                    b'\\',
-                    b'u',
-                    b'0',
-                    b'0',
-                    digit(byte >> 4),
-                    digit(byte & 15),
-                ]);
+                out.extend_from_slice(&[b'\\', b'u', b'0', b'0', digit(byte >> 4), digit(byte & 15)]);
             }
         }
         rest = &rest[at + 1..];
@@ -552,10 +512,7 @@ fn escaped(bytes: &[u8]) -> Option<(char, usize)> {
             if !(0xdc00..0xe000).contains(&low) {
                 return None;
             }
-            return Some((
-                char::from_u32(0x10000 + ((high & 0x3ff) << 10 | (low & 0x3ff)))?,
-                12,
-            ));
+            return Some((char::from_u32(0x10000 + ((high & 0x3ff) << 10 | (low & 0x3ff)))?, 12));
         }
         _ => return None,
     };
@@ -563,9 +520,7 @@ fn escaped(bytes: &[u8]) -> Option<(char, usize)> {
 }
 
 fn hex4(digits: &[u8]) -> Option<u32> {
-    digits.iter().try_fold(0, |value, &digit| {
-        Some(value << 4 | char::from(digit).to_digit(16)?)
-    })
+    digits.iter().try_fold(0, |value, &digit| Some(value << 4 | char::from(digit).to_digit(16)?))
 }
 
 fn unescape(text: &str) -> Option<String> {
@@ -689,12 +644,7 @@ mod tests {
             (b"'a'", 0, "expected a value"),
         ];
         for &(text, at, what) in table {
-            assert_eq!(
-                check(text),
-                Err(JsonError { at, what }),
-                "{}",
-                text.escape_ascii()
-            );
+            assert_eq!(check(text), Err(JsonError { at, what }), "{}", text.escape_ascii());
         }
     }
 
@@ -706,18 +656,9 @@ mod tests {
         assert_eq!(check(arrays(limit).as_bytes()), Ok(()));
         assert_eq!(check(mixed(limit / 2).as_bytes()), Ok(()));
         let deeper = arrays(limit + 1);
-        assert_eq!(
-            check(deeper.as_bytes()),
-            Err(JsonError {
-                at: limit,
-                what: "nested too deeply"
-            })
-        );
+        assert_eq!(check(deeper.as_bytes()), Err(JsonError { at: limit, what: "nested too deeply" }));
         assert!(check(mixed(limit / 2 + 1).as_bytes()).is_err());
-        assert_eq!(
-            check(&[b'['; 1_000_000]).unwrap_err().what,
-            "nested too deeply"
-        );
+        assert_eq!(check(&[b'['; 1_000_000]).unwrap_err().what, "nested too deeply");
         let wide = format!("[{}0]", "[[]],".repeat(1000));
         assert_eq!(check(wide.as_bytes()), Ok(()), "siblings do not add up");
     }
@@ -739,46 +680,28 @@ mod tests {
             ]
         );
         assert_eq!(members("{}"), []);
-        let raw: Vec<_> = object(b"{ \"a\" :\t1 ,\"b\":2}")
-            .unwrap()
-            .map(|member| member.unwrap().raw)
-            .collect();
+        let raw: Vec<_> =
+            object(b"{ \"a\" :\t1 ,\"b\":2}").unwrap().map(|member| member.unwrap().raw).collect();
         assert_eq!(raw, [&b"\"a\" :\t1"[..], b"\"b\":2"]);
     }
 
     #[test]
     fn an_array_is_cut_into_elements() {
-        let elements: Vec<_> = array(b"[1, [2,3] ,\"]\",{}]")
-            .unwrap()
-            .map(|element| element.unwrap().raw)
-            .collect();
+        let elements: Vec<_> =
+            array(b"[1, [2,3] ,\"]\",{}]").unwrap().map(|element| element.unwrap().raw).collect();
         assert_eq!(elements, [&b"1"[..], b"[2,3]", b"\"]\"", b"{}"]);
         assert_eq!(array(b" [ ] ").unwrap().count(), 0);
     }
 
     #[test]
     fn iterators_report_one_error_and_end() {
-        for (text, items) in [
-            ("{\"a\":1,\"b\"}", 1),
-            ("{\"a\":1} x", 1),
-            ("{\"a\":1", 1),
-            ("{x", 0),
-        ] {
+        for (text, items) in [("{\"a\":1,\"b\"}", 1), ("{\"a\":1} x", 1), ("{\"a\":1", 1), ("{x", 0)] {
             let all: Vec<_> = object(text.as_bytes()).unwrap().collect();
             assert_eq!(all.len(), items + 1, "{text}");
             assert!(all[items].is_err(), "{text}");
         }
         let all: Vec<_> = array(b"[1,2 3,4]").unwrap().collect();
-        assert_eq!(
-            (all.len(), all[2]),
-            (
-                3,
-                Err(JsonError {
-                    at: 5,
-                    what: "expected a comma or ]"
-                })
-            )
-        );
+        assert_eq!((all.len(), all[2]), (3, Err(JsonError { at: 5, what: "expected a comma or ]" })));
         assert_eq!(object(b"[]").unwrap_err().what, "expected an object");
         assert_eq!(array(b"{}").unwrap_err().what, "expected an array");
     }
@@ -821,17 +744,7 @@ mod tests {
 
     #[test]
     fn integers_are_written() {
-        for n in [
-            0,
-            9,
-            10,
-            99,
-            100,
-            12345,
-            u64::from(u32::MAX),
-            u64::MAX - 1,
-            u64::MAX,
-        ] {
+        for n in [0, 9, 10, 99, 100, 12345, u64::from(u32::MAX), u64::MAX - 1, u64::MAX] {
             let mut out = b"x".to_vec();
             write_u64(n, &mut out);
             assert_eq!(String::from_utf8(out).unwrap(), format!("x{n}"));
@@ -853,11 +766,7 @@ mod tests {
                 for fill in [b' ', b'!', b'#', b'[', b']', b'~', 0x7f] {
                     let mut bytes = [fill; 20];
                     bytes[place] = byte;
-                    assert_eq!(
-                        plain_run(&bytes),
-                        if special { place } else { 20 },
-                        "{byte} at {place}"
-                    );
+                    assert_eq!(plain_run(&bytes), if special { place } else { 20 }, "{byte} at {place}");
                 }
             }
         }
@@ -865,12 +774,7 @@ mod tests {
 
     fn text() -> impl Strategy<Value = String> {
         proptest::collection::vec(
-            prop_oneof![
-                any::<char>(),
-                proptest::char::range('\0', '\u{7f}'),
-                Just('"'),
-                Just('\\')
-            ],
+            prop_oneof![any::<char>(), proptest::char::range('\0', '\u{7f}'), Just('"'), Just('\\')],
             0..24,
         )
         .prop_map(String::from_iter)
@@ -897,8 +801,7 @@ mod tests {
 
     /// Changes of a text that keep it near JSON.
     fn mutate(mut bytes: Vec<u8>, changes: &[(usize, usize, u8)]) -> Vec<u8> {
-        const BYTES: &[u8] =
-            b"{}[]\",:\\u/0123456789aebtfn+-. \t\r\n\0\x1f\x7f\x80\xc3\xed\xa0\xff";
+        const BYTES: &[u8] = b"{}[]\",:\\u/0123456789aebtfn+-. \t\r\n\0\x1f\x7f\x80\xc3\xed\xa0\xff";
         for &(how, place, byte) in changes {
             let byte = BYTES[usize::from(byte) % BYTES.len()];
             let place = place % (bytes.len() + 1);

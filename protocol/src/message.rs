@@ -81,24 +81,14 @@ pub struct Row<'a> {
 
 impl Batch {
     /// Adds a row. The two closures append the topic and the body to the arena.
-    pub fn push(
-        &mut self,
-        kind: Kind,
-        topic: impl FnOnce(&mut Vec<u8>),
-        body: impl FnOnce(&mut Vec<u8>),
-    ) {
+    pub fn push(&mut self, kind: Kind, topic: impl FnOnce(&mut Vec<u8>), body: impl FnOnce(&mut Vec<u8>)) {
         let start = self.bytes.len() as u32;
         topic(&mut self.bytes);
         let topic_end = self.bytes.len() as u32;
         debug_assert!(std::str::from_utf8(&self.bytes[start as usize..]).is_ok());
         body(&mut self.bytes);
         let body_end = self.bytes.len() as u32;
-        self.rows.push(RowSpan {
-            kind,
-            start,
-            topic_end,
-            body_end,
-        });
+        self.rows.push(RowSpan { kind, start, topic_end, body_end });
     }
 
     /// How many rows there are.
@@ -114,11 +104,8 @@ impl Batch {
     /// The rows, in the order of the request.
     pub fn rows(&self) -> impl ExactSizeIterator<Item = Row<'_>> {
         self.rows.iter().map(|span| {
-            let (start, topic_end, body_end) = (
-                span.start as usize,
-                span.topic_end as usize,
-                span.body_end as usize,
-            );
+            let (start, topic_end, body_end) =
+                (span.start as usize, span.topic_end as usize, span.body_end as usize);
             Row {
                 // Topics are percent-encoded ASCII; anything else would have been refused above.
                 topic: std::str::from_utf8(&self.bytes[start..topic_end]).unwrap_or(""),

@@ -33,10 +33,7 @@ pub fn decode_form(input: &str) -> Result<Cow<'_, str>, PercentError> {
 /// The `name=value` pairs of a query without its `?`, as sent; a name without `=` has an empty value. Nothing
 /// between two `&` is no pair.
 pub fn query(query: &str) -> impl Iterator<Item = (&str, &str)> {
-    query
-        .split('&')
-        .filter(|pair| !pair.is_empty())
-        .map(|pair| pair.split_once('=').unwrap_or((pair, "")))
+    query.split('&').filter(|pair| !pair.is_empty()).map(|pair| pair.split_once('=').unwrap_or((pair, "")))
 }
 
 /// The decoded value of the first pair of `query` whose decoded name is `name`; `None` if there is none.
@@ -67,10 +64,7 @@ fn decode_with(input: &str, plus_is_space: bool) -> Result<Cow<'_, str>, Percent
     if input.contains('\0') {
         return Err(PercentError::Nul);
     }
-    if !input
-        .bytes()
-        .any(|b| b == b'%' || (plus_is_space && b == b'+'))
-    {
+    if !input.bytes().any(|b| b == b'%' || (plus_is_space && b == b'+')) {
         return Ok(Cow::Borrowed(input));
     }
     let mut decoded = Vec::with_capacity(input.len());
@@ -92,9 +86,7 @@ fn decode_with(input: &str, plus_is_space: bool) -> Result<Cow<'_, str>, Percent
     if decoded.contains(&0) {
         return Err(PercentError::Nul);
     }
-    String::from_utf8(decoded)
-        .map(Cow::Owned)
-        .map_err(|_| PercentError::NotUtf8)
+    String::from_utf8(decoded).map(Cow::Owned).map_err(|_| PercentError::NotUtf8)
 }
 
 fn hex(digit: u8) -> Result<u8, PercentError> {
@@ -139,28 +131,15 @@ mod tests {
             ("a\0%41", Err(Nul)),
         ];
         for (input, expected) in rows {
-            assert_eq!(
-                decode(input).as_deref(),
-                expected.as_ref().copied(),
-                "{input:?}"
-            );
+            assert_eq!(decode(input).as_deref(), expected.as_ref().copied(), "{input:?}");
         }
     }
 
     #[test]
     fn decodes_forms() {
-        let rows = [
-            ("a+b", Ok("a b")),
-            ("a%2Bb+", Ok("a+b ")),
-            ("%20", Ok(" ")),
-            ("+%", Err(Malformed)),
-        ];
+        let rows = [("a+b", Ok("a b")), ("a%2Bb+", Ok("a+b ")), ("%20", Ok(" ")), ("+%", Err(Malformed))];
         for (input, expected) in rows {
-            assert_eq!(
-                decode_form(input).as_deref(),
-                expected.as_ref().copied(),
-                "{input:?}"
-            );
+            assert_eq!(decode_form(input).as_deref(), expected.as_ref().copied(), "{input:?}");
         }
     }
 
@@ -178,10 +157,7 @@ mod tests {
             ("a", &[("a", "")]),
             ("a=", &[("a", "")]),
             ("=a", &[("", "a")]),
-            (
-                "a=b=c&d=%20&&a=e",
-                &[("a", "b=c"), ("d", "%20"), ("a", "e")],
-            ),
+            ("a=b=c&d=%20&&a=e", &[("a", "b=c"), ("d", "%20"), ("a", "e")]),
         ];
         for (input, expected) in rows {
             assert_eq!(query(input).collect::<Vec<_>>(), *expected, "{input:?}");
@@ -203,9 +179,7 @@ mod tests {
         ];
         for (name, expected) in rows {
             let value = query_value(input, name);
-            let value = value
-                .as_ref()
-                .map(|value| value.as_deref().map_err(|error| *error));
+            let value = value.as_ref().map(|value| value.as_deref().map_err(|error| *error));
             assert_eq!(value, expected, "{name}");
         }
     }

@@ -16,10 +16,7 @@ pub fn event(out: &mut Vec<u8>, id: Option<u64>, event: &str, data: &[u8]) {
         write_u64(id, out);
         out.push(b'\n');
     }
-    let mut name = event
-        .bytes()
-        .filter(|byte| !matches!(byte, b'\r' | b'\n' | 0))
-        .peekable();
+    let mut name = event.bytes().filter(|byte| !matches!(byte, b'\r' | b'\n' | 0)).peekable();
     if name.peek().is_some() {
         out.extend_from_slice(b"event: ");
         out.extend(name);
@@ -73,11 +70,7 @@ fn split_line(text: &[u8]) -> (&[u8], Option<&[u8]>) {
     match text.iter().position(|&byte| byte == b'\n' || byte == b'\r') {
         None => (text, None),
         Some(at) => {
-            let end = if text[at..].starts_with(b"\r\n") {
-                2
-            } else {
-                1
-            };
+            let end = if text[at..].starts_with(b"\r\n") { 2 } else { 1 };
             (&text[..at], Some(&text[at + end..]))
         }
     }
@@ -98,40 +91,15 @@ mod tests {
     #[test]
     fn events_are_framed() {
         for (id, name, data, framed) in [
-            (
-                Some(5),
-                "heartbeat",
-                "{\"a\":1}",
-                "id: 5\nevent: heartbeat\ndata: {\"a\":1}\n\n",
-            ),
-            (
-                Some(0),
-                "connected",
-                "{}",
-                "id: 0\nevent: connected\ndata: {}\n\n",
-            ),
+            (Some(5), "heartbeat", "{\"a\":1}", "id: 5\nevent: heartbeat\ndata: {\"a\":1}\n\n"),
+            (Some(0), "connected", "{}", "id: 0\nevent: connected\ndata: {}\n\n"),
             (None, "error", "{}", "event: error\ndata: {}\n\n"),
-            (
-                Some(u64::MAX),
-                "",
-                "x",
-                "id: 18446744073709551615\ndata: x\n\n",
-            ),
+            (Some(u64::MAX), "", "x", "id: 18446744073709551615\ndata: x\n\n"),
             (None, "a", "", "event: a\ndata: \n\n"),
             (None, "a", "1\n2", "event: a\ndata: 1\ndata: 2\n\n"),
-            (
-                None,
-                "a",
-                "1\r\n2\r3\n",
-                "event: a\ndata: 1\ndata: 2\ndata: 3\ndata: \n\n",
-            ),
+            (None, "a", "1\r\n2\r3\n", "event: a\ndata: 1\ndata: 2\ndata: 3\ndata: \n\n"),
             (None, "a", "\n\r", "event: a\ndata: \ndata: \ndata: \n\n"),
-            (
-                None,
-                "a\ndata: x\r\n\r\nid: 9\0",
-                "y",
-                "event: adata: xid: 9\ndata: y\n\n",
-            ),
+            (None, "a\ndata: x\r\n\r\nid: 9\0", "y", "event: adata: xid: 9\ndata: y\n\n"),
             (None, "\r\n\0", "y", "data: y\n\n"),
         ] {
             assert_eq!(written(id, name, data.as_bytes()), framed);
@@ -195,22 +163,13 @@ mod tests {
             rest = &rest[end + if both { 2 } else { 1 }..];
             if line.is_empty() {
                 let id = event.id.clone();
-                let mut done = std::mem::replace(
-                    &mut event,
-                    Event {
-                        id,
-                        ..Event::default()
-                    },
-                );
+                let mut done = std::mem::replace(&mut event, Event { id, ..Event::default() });
                 if done.data.pop().is_some() {
                     events.push(done);
                 }
                 continue;
             }
-            let colon = line
-                .iter()
-                .position(|&byte| byte == b':')
-                .unwrap_or(line.len());
+            let colon = line.iter().position(|&byte| byte == b':').unwrap_or(line.len());
             let value = line.get(colon + 1..).unwrap_or_default();
             let value = value.strip_prefix(b" ").unwrap_or(value);
             match &line[..colon] {

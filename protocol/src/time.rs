@@ -14,11 +14,7 @@ pub fn write_rfc3339(ms: u64, out: &mut Vec<u8>) {
     let pair = |n: u32| [b'0' + (n / 10) as u8, b'0' + (n % 10) as u8];
     let ([y1, y2], [y3, y4]) = (pair(year / 100), pair(year % 100));
     let ([o1, o2], [d1, d2]) = (pair(month), pair(day));
-    let ([h1, h2], [m1, m2], [s1, s2]) = (
-        pair(second / 3600),
-        pair(second / 60 % 60),
-        pair(second % 60),
-    );
+    let ([h1, h2], [m1, m2], [s1, s2]) = (pair(second / 3600), pair(second / 60 % 60), pair(second % 60));
     out.extend_from_slice(&[
         y1, y2, y3, y4, b'-', o1, o2, b'-', d1, d2, b'T', h1, h2, b':', m1, m2, b':', s1, s2,
     ]);
@@ -33,10 +29,8 @@ pub fn write_rfc3339(ms: u64, out: &mut Vec<u8>) {
 /// Appends `ms` as an IMF-fixdate (RFC 9110 section 5.6.7), e.g. `Thu, 20 Nov 2025 10:30:00 GMT`.
 pub fn write_http_date(ms: u64, out: &mut Vec<u8>) {
     const DAYS: [&[u8]; 7] = [b"Thu", b"Fri", b"Sat", b"Sun", b"Mon", b"Tue", b"Wed"];
-    const MONTHS: [&[u8]; 12] = [
-        b"Jan", b"Feb", b"Mar", b"Apr", b"May", b"Jun", b"Jul", b"Aug", b"Sep", b"Oct", b"Nov",
-        b"Dec",
-    ];
+    const MONTHS: [&[u8]; 12] =
+        [b"Jan", b"Feb", b"Mar", b"Apr", b"May", b"Jun", b"Jul", b"Aug", b"Sep", b"Oct", b"Nov", b"Dec"];
     let ms = ms.min(MAX_MS) / 1000 * 1000;
     let (_, month, _) = date_of(ms / MS_PER_DAY);
     // The digits stand in `2025-11-20T10:30:00Z`.
@@ -63,35 +57,11 @@ pub fn write_http_date(ms: u64, out: &mut Vec<u8>) {
 /// anything else, or a moment before 1970 or after [`MAX_MS`].
 pub fn parse_rfc3339(text: &str) -> Option<u64> {
     let (date, rest) = text.as_bytes().split_at_checked(19)?;
-    let [
-        y1,
-        y2,
-        y3,
-        y4,
-        b'-',
-        o1,
-        o2,
-        b'-',
-        d1,
-        d2,
-        b'T' | b't',
-        h1,
-        h2,
-        b':',
-        m1,
-        m2,
-        b':',
-        s1,
-        s2,
-    ] = *date
+    let [y1, y2, y3, y4, b'-', o1, o2, b'-', d1, d2, b'T' | b't', h1, h2, b':', m1, m2, b':', s1, s2] = *date
     else {
         return None;
     };
-    let (year, month, day) = (
-        number(&[y1, y2, y3, y4])?,
-        number(&[o1, o2])?,
-        number(&[d1, d2])?,
-    );
+    let (year, month, day) = (number(&[y1, y2, y3, y4])?, number(&[o1, o2])?, number(&[d1, d2])?);
     let (hour, minute, second) = (number(&[h1, h2])?, number(&[m1, m2])?, number(&[s1, s2])?);
     if !(1..=12).contains(&month) || day == 0 || day > days_in(year, month) {
         return None;
@@ -120,9 +90,7 @@ fn fraction(text: &[u8]) -> Option<(u32, &[u8])> {
     if digits.is_empty() {
         return None;
     }
-    let ms = (0..3).fold(0, |ms, at| {
-        ms * 10 + digits.get(at).map_or(0, |byte| u32::from(byte - b'0'))
-    });
+    let ms = (0..3).fold(0, |ms, at| ms * 10 + digits.get(at).map_or(0, |byte| u32::from(byte - b'0')));
     Some((ms, rest))
 }
 
@@ -139,17 +107,12 @@ fn offset(text: &[u8]) -> Option<i64> {
 }
 
 fn number(digits: &[u8]) -> Option<u32> {
-    digits.iter().try_fold(0, |n, byte| {
-        byte.is_ascii_digit()
-            .then(|| n * 10 + u32::from(byte - b'0'))
-    })
+    digits.iter().try_fold(0, |n, byte| byte.is_ascii_digit().then(|| n * 10 + u32::from(byte - b'0')))
 }
 
 fn days_in(year: u32, month: u32) -> u32 {
     match month {
-        2 if year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400)) => {
-            29
-        }
+        2 if year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400)) => 29,
         2 => 28,
         4 | 6 | 9 | 11 => 30,
         _ => 31,
@@ -171,11 +134,7 @@ fn date_of(day: u64) -> (u32, u32, u32) {
     // Months from March on have 31 30 31 30 31 days, twice and then two more: 153 days in five.
     let month = (5 * day + 2) / 153;
     let day = day - (153 * month + 2) / 5 + 1;
-    let (month, next) = if month < 10 {
-        (month + 3, 0)
-    } else {
-        (month - 9, 1)
-    };
+    let (month, next) = if month < 10 { (month + 3, 0) } else { (month - 9, 1) };
     ((era * 400 + year + next) as u32, month as u32, day as u32)
 }
 
@@ -236,21 +195,14 @@ mod tests {
             ("2025-11-20t10:30:00z", "2025-11-20T10:30:00Z"),
             ("2025-11-20T10:30:00.1Z", "2025-11-20T10:30:00.100Z"),
             ("2025-11-20T10:30:00.12Z", "2025-11-20T10:30:00.120Z"),
-            (
-                "2025-11-20T10:30:00.1239999999999999999999Z",
-                "2025-11-20T10:30:00.123Z",
-            ),
+            ("2025-11-20T10:30:00.1239999999999999999999Z", "2025-11-20T10:30:00.123Z"),
             ("2025-11-20T10:30:00.000000+00:00", "2025-11-20T10:30:00Z"),
             ("2026-01-01T02:00:00+03:00", "2025-12-31T23:00:00Z"),
             ("1969-12-31T23:00:00-01:00", "1970-01-01T00:00:00Z"),
             ("2016-12-31T23:59:60Z", "2017-01-01T00:00:00Z"),
             ("2017-01-01T02:59:60+03:00", "2017-01-01T00:00:00Z"),
         ] {
-            assert_eq!(
-                parse_rfc3339(text).map(written).as_deref(),
-                Some(same),
-                "{text}"
-            );
+            assert_eq!(parse_rfc3339(text).map(written).as_deref(), Some(same), "{text}");
         }
     }
 

@@ -40,12 +40,8 @@ impl fmt::Display for TopicError {
             Self::Empty => "it or one of its levels is empty",
             Self::TooLong => "it is longer than 255 bytes",
             Self::TooDeep => "it has more than 8 levels",
-            Self::Wildcard => {
-                "`+` must be a whole level, `#` the whole last level, and a topic has neither"
-            }
-            Self::Encoding => {
-                "a byte in it must be percent-encoded, or does not decode to UTF-8 without NUL"
-            }
+            Self::Wildcard => "`+` must be a whole level, `#` the whole last level, and a topic has neither",
+            Self::Encoding => "a byte in it must be percent-encoded, or does not decode to UTF-8 without NUL",
         })
     }
 }
@@ -112,9 +108,7 @@ pub fn partition(topic: &str) -> u8 {
     let hash = topic.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
     });
-    hash.to_le_bytes()
-        .into_iter()
-        .fold(0, |folded, byte| folded ^ byte)
+    hash.to_le_bytes().into_iter().fold(0, |folded, byte| folded ^ byte)
 }
 
 /// Which topics somebody may see, or wants to.
@@ -165,15 +159,12 @@ impl Filter {
             return Err(TopicError::TooLong);
         }
         let text = String::from_utf8(encoded).map_err(|_| TopicError::Encoding)?;
-        Ok(Self {
-            text: text.into_boxed_str(),
-        })
+        Ok(Self { text: text.into_boxed_str() })
     }
 
     /// Whether `topic` is among those it names.
     pub fn matches(&self, topic: &str) -> bool {
-        covers(&self.text, topic)
-            || (!self.text.contains('/') && covers(&self.text, encoded_id(topic)))
+        covers(&self.text, topic) || (!self.text.contains('/') && covers(&self.text, encoded_id(topic)))
     }
 
     /// The filter, with its levels encoded.
@@ -199,10 +190,7 @@ fn covers(filter: &str, topic: &str) -> bool {
         if wanted == "#" {
             return true;
         }
-        if !levels
-            .next()
-            .is_some_and(|level| wanted == "+" || wanted == level)
-        {
+        if !levels.next().is_some_and(|level| wanted == "+" || wanted == level) {
             return false;
         }
     }
@@ -212,11 +200,7 @@ fn covers(filter: &str, topic: &str) -> bool {
 /// Whether two hexadecimal digits follow every `%`.
 fn has_whole_escapes(level: &str) -> bool {
     let is_hex = |byte: &u8| byte.is_ascii_hexdigit();
-    level.split('%').skip(1).all(|rest| {
-        rest.as_bytes()
-            .get(..2)
-            .is_some_and(|two| two.iter().all(is_hex))
-    })
+    level.split('%').skip(1).all(|rest| rest.as_bytes().get(..2).is_some_and(|two| two.iter().all(is_hex)))
 }
 
 #[cfg(test)]
@@ -288,12 +272,7 @@ mod tests {
 
     #[test]
     fn ids_of_other_topics() {
-        for (topic, text) in [
-            ("iris/overview", "overview"),
-            ("a/b/c", "b/c"),
-            ("a", "a"),
-            ("a/%zz", "%zz"),
-        ] {
+        for (topic, text) in [("iris/overview", "overview"), ("a/b/c", "b/c"), ("a", "a"), ("a/%zz", "%zz")] {
             assert_eq!(id(topic), text);
         }
     }
@@ -324,11 +303,7 @@ mod tests {
             ("#", "wells/a", true),
             ("#", "a", true),
         ] {
-            assert_eq!(
-                Filter::parse(filter).unwrap().matches(topic),
-                matches,
-                "{filter} on {topic}"
-            );
+            assert_eq!(Filter::parse(filter).unwrap().matches(topic), matches, "{filter} on {topic}");
         }
     }
 
@@ -344,11 +319,7 @@ mod tests {
             ("+", "wells/a/b", false),
             ("wells", "wells/WELL-1", false),
         ] {
-            assert_eq!(
-                Filter::parse(filter).unwrap().matches(topic),
-                matches,
-                "{filter} on {topic}"
-            );
+            assert_eq!(Filter::parse(filter).unwrap().matches(topic), matches, "{filter} on {topic}");
         }
     }
 
@@ -423,10 +394,7 @@ mod tests {
             counts[usize::from(partition(&format!("wells/WELL-{well:05}")))] += 1;
         }
         let (least, most) = (counts.iter().min().unwrap(), counts.iter().max().unwrap());
-        assert!(
-            *least > 50 && *most < 160,
-            "{least}..{most} where 100 is even"
-        );
+        assert!(*least > 50 && *most < 160, "{least}..{most} where 100 is even");
     }
 
     /// MQTT's matching, as it is worded, by recursion.

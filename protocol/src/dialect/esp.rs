@@ -42,64 +42,19 @@ impl Dialect for Esp {
             Access::Publisher,
             Verb::Publish(Kind::Telemetry),
         ),
-        Door::new(
-            Method::Get,
-            "/api/v1/sse/stream/{well_id}",
-            Access::Reader,
-            Verb::Stream,
-        ),
-        Door::new(
-            Method::Post,
-            "/api/v1/alerts",
-            Access::Publisher,
-            Verb::Publish(Kind::Alert),
-        ),
-        Door::new(
-            Method::Post,
-            "/api/v1/diagnostics",
-            Access::Publisher,
-            Verb::Publish(Kind::Diagnostic),
-        ),
+        Door::new(Method::Get, "/api/v1/sse/stream/{well_id}", Access::Reader, Verb::Stream),
+        Door::new(Method::Post, "/api/v1/alerts", Access::Publisher, Verb::Publish(Kind::Alert)),
+        Door::new(Method::Post, "/api/v1/diagnostics", Access::Publisher, Verb::Publish(Kind::Diagnostic)),
         Door::new(Method::Get, "/api/v1/wells", Access::Reader, Verb::Topics),
-        Door::new(
-            Method::Get,
-            "/api/v1/wells/{well_id}/telemetry",
-            Access::Reader,
-            Verb::History,
-        ),
-        Door::new(
-            Method::Get,
-            "/api/v1/wells/{well_id}/latest",
-            Access::Reader,
-            Verb::Latest,
-        ),
-        Door::new(
-            Method::Get,
-            "/api/v1/wells/{well_id}/telemetry/latest",
-            Access::Reader,
-            Verb::Latest,
-        ),
-        Door::new(
-            Method::Post,
-            "/api/v1/auth/login",
-            Access::Open,
-            Verb::Login,
-        ),
+        Door::new(Method::Get, "/api/v1/wells/{well_id}/telemetry", Access::Reader, Verb::History),
+        Door::new(Method::Get, "/api/v1/wells/{well_id}/latest", Access::Reader, Verb::Latest),
+        Door::new(Method::Get, "/api/v1/wells/{well_id}/telemetry/latest", Access::Reader, Verb::Latest),
+        Door::new(Method::Post, "/api/v1/auth/login", Access::Open, Verb::Login),
         Door::new(Method::Post, "/auth/login", Access::Open, Verb::Login),
-        Door::new(
-            Method::Post,
-            "/api/v1/auth/refresh",
-            Access::Reader,
-            Verb::Refresh,
-        ),
+        Door::new(Method::Post, "/api/v1/auth/refresh", Access::Reader, Verb::Refresh),
     ];
 
-    fn command(
-        verb: Verb,
-        param: &str,
-        request: &Request<'_>,
-        now: u64,
-    ) -> Result<Command, Refusal> {
+    fn command(verb: Verb, param: &str, request: &Request<'_>, now: u64) -> Result<Command, Refusal> {
         match verb {
             Verb::Login => login(request.body),
             Verb::Refresh => Ok(Command::Refresh),
@@ -107,9 +62,7 @@ impl Dialect for Esp {
             Verb::Stream => stream(param, request.head),
             Verb::Topics => Ok(Command::Topics { prefix: WELLS }),
             Verb::History => history(param, request.head),
-            Verb::Latest => Ok(Command::Latest {
-                topic: topic_of(param)?,
-            }),
+            Verb::Latest => Ok(Command::Latest { topic: topic_of(param)? }),
             Verb::Health => Ok(Command::Health),
             Verb::Echo => Ok(Command::Echo),
         }
@@ -117,10 +70,7 @@ impl Dialect for Esp {
 
     fn reply(reply: &Reply<'_>, out: &mut Vec<u8>) {
         match *reply {
-            Reply::Token {
-                access_token,
-                expires_in,
-            } => {
+            Reply::Token { access_token, expires_in } => {
                 put(out, "{\"access_token\":");
                 write_string(access_token, out);
                 put(out, ",\"token_type\":\"Bearer\",\"expires_in\":");
@@ -141,10 +91,7 @@ impl Dialect for Esp {
                 write_u64(topics.len() as u64, out);
                 put(out, "}");
             }
-            Reply::History {
-                topic,
-                publications,
-            } => {
+            Reply::History { topic, publications } => {
                 put(out, "{\"well_id\":");
                 write_string(&topic::id(topic), out);
                 put(out, ",\"telemetry\":[");
@@ -210,11 +157,7 @@ impl Dialect for Esp {
 
     fn notice(notice: &Notice<'_>, out: &mut Vec<u8>) -> &'static str {
         let (event, time) = match *notice {
-            Notice::Connected {
-                platform,
-                topic,
-                time,
-            } => {
+            Notice::Connected { platform, topic, time } => {
                 put(out, "{\"message\":\"Connected to ");
                 write_escaped(platform, out);
                 put(out, " SSE stream\",\"well_id\":");
@@ -226,13 +169,7 @@ impl Dialect for Esp {
                 put(out, "{");
                 ("heartbeat", time)
             }
-            Notice::Gap {
-                topic,
-                from,
-                to,
-                reason,
-                time,
-            } => {
+            Notice::Gap { topic, from, to, reason, time } => {
                 put(out, "{\"well_id\":");
                 write_string(&topic::id(topic), out);
                 put(out, ",\"from\":");
@@ -258,8 +195,7 @@ impl Dialect for Esp {
 
 fn login(body: &[u8]) -> Result<Command, Refusal> {
     let invalid = |what: &str| Refusal::Invalid(what.into());
-    let broken =
-        |error: JsonError| Refusal::Invalid(format!("{} at byte {}", error.what, error.at));
+    let broken = |error: JsonError| Refusal::Invalid(format!("{} at byte {}", error.what, error.at));
     let (mut username, mut password) = (None, None);
     for member in json::object(body).map_err(broken)? {
         let member = member.map_err(broken)?;
@@ -270,8 +206,7 @@ fn login(body: &[u8]) -> Result<Command, Refusal> {
         } else {
             continue;
         };
-        let text = json::string(member.value.raw)
-            .ok_or_else(|| invalid("a credential must be a string"))?;
+        let text = json::string(member.value.raw).ok_or_else(|| invalid("a credential must be a string"))?;
         if text.len() > MAX_CREDENTIAL_BYTES {
             return Err(invalid("a credential is longer than 1024 bytes"));
         }
@@ -312,12 +247,7 @@ fn history(well_id: &str, head: &Head<'_>) -> Result<Command, Refusal> {
             .filter(|limit| (1..=MAX_HISTORY_ROWS).contains(limit))
             .ok_or_else(|| Refusal::Invalid(format!("limit must be 1 to {MAX_HISTORY_ROWS}")))?,
     };
-    Ok(Command::History {
-        topic,
-        from,
-        to,
-        limit,
-    })
+    Ok(Command::History { topic, from, to, limit })
 }
 
 /// A moment of the query: RFC 3339, or milliseconds since the epoch (what is later than any text is cut to that).
@@ -329,9 +259,9 @@ fn moment(query: &str, name: &str) -> Result<Option<u64>, Refusal> {
     let read = digits(&text).or_else(|| time::parse_rfc3339(&text.replace(' ', "+")));
     match read {
         Some(ms) => Ok(Some(ms.min(time::MAX_MS))),
-        None => Err(Refusal::Invalid(format!(
-            "{name} must be an RFC 3339 timestamp or milliseconds since 1970"
-        ))),
+        None => {
+            Err(Refusal::Invalid(format!("{name} must be an RFC 3339 timestamp or milliseconds since 1970")))
+        }
     }
 }
 
@@ -343,9 +273,7 @@ fn parameter<'a>(query: &'a str, name: &str) -> Result<Option<Cow<'a, str>>, Ref
 
 /// Plain digits, no sign.
 fn digits(text: &str) -> Option<u64> {
-    text.bytes()
-        .all(|byte| byte.is_ascii_digit())
-        .then(|| text.parse().ok())?
+    text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse().ok())?
 }
 
 /// The topic of the well that a path names.
@@ -401,38 +329,23 @@ fn write_topic(topic: &TopicInfo, out: &mut Vec<u8>) {
 fn wording(refusal: &Refusal) -> (&'static str, Cow<'static, str>) {
     let again = |what, seconds: u32| Cow::from(format!("{what}; try again in {seconds} s"));
     match refusal {
-        Refusal::Unauthenticated => (
-            "AuthenticationError",
-            "Invalid or expired authentication token".into(),
-        ),
+        Refusal::Unauthenticated => ("AuthenticationError", "Invalid or expired authentication token".into()),
         Refusal::WrongPassword => ("AuthenticationError", "Invalid username or password".into()),
         Refusal::Forbidden(why) => ("AuthorizationError", (*why).into()),
         Refusal::ForeignOrigin => ("AuthorizationError", "Origin not allowed".into()),
         Refusal::NotFound(what) => ("NotFound", (*what).into()),
-        Refusal::MethodNotAllowed(allow) => {
-            ("MethodNotAllowed", format!("allowed here: {allow}").into())
-        }
+        Refusal::MethodNotAllowed(allow) => ("MethodNotAllowed", format!("allowed here: {allow}").into()),
         Refusal::Invalid(what) => ("ValidationError", what.clone().into()),
         Refusal::InvalidRow { row, message, .. } => {
             ("ValidationError", format!("row {row}: {message}").into())
         }
         Refusal::TooLarge(limit) => ("PayloadTooLarge", (*limit).into()),
-        Refusal::RateLimited { retry_after } => (
-            "RateLimitExceeded",
-            again("Too many requests", *retry_after),
-        ),
-        Refusal::Busy { retry_after } => (
-            "ServiceUnavailable",
-            again("The server is busy", *retry_after),
-        ),
-        Refusal::StoreFull => (
-            "InsufficientStorage",
-            "The store is full; nothing was kept".into(),
-        ),
-        Refusal::StoreFailed => (
-            "StorageError",
-            "The store failed; nothing was acknowledged".into(),
-        ),
+        Refusal::RateLimited { retry_after } => {
+            ("RateLimitExceeded", again("Too many requests", *retry_after))
+        }
+        Refusal::Busy { retry_after } => ("ServiceUnavailable", again("The server is busy", *retry_after)),
+        Refusal::StoreFull => ("InsufficientStorage", "The store is full; nothing was kept".into()),
+        Refusal::StoreFailed => ("StorageError", "The store failed; nothing was acknowledged".into()),
     }
 }
 
@@ -464,17 +377,9 @@ mod tests {
     /// 2025-11-20T10:30:00Z
     const NOW: u64 = 1_763_634_600_000;
 
-    fn command(
-        verb: Verb,
-        param: &str,
-        query: &str,
-        fields: &str,
-        body: &[u8],
-    ) -> Result<Command, Refusal> {
+    fn command(verb: Verb, param: &str, query: &str, fields: &str, body: &[u8]) -> Result<Command, Refusal> {
         let text = format!("POST /x?{query} HTTP/1.1\r\nHost: x\r\n{fields}\r\n");
-        with_head(&text, |head| {
-            Esp::command(verb, param, &Request { head, body }, NOW)
-        })
+        with_head(&text, |head| Esp::command(verb, param, &Request { head, body }, NOW))
     }
 
     fn text(write: impl FnOnce(&mut Vec<u8>)) -> String {
@@ -486,14 +391,7 @@ mod tests {
     }
 
     fn publication(kind: Kind, body: &str) -> Publication<'_> {
-        Publication {
-            topic: "wells/WELL-001",
-            offset: 10,
-            id: 12345,
-            kind,
-            time: NOW,
-            body: body.as_bytes(),
-        }
+        Publication { topic: "wells/WELL-001", offset: 10, id: 12345, kind, time: NOW, body: body.as_bytes() }
     }
 
     #[test]
@@ -501,45 +399,21 @@ mod tests {
         let login = |body: &str| command(Verb::Login, "", "", "", body.as_bytes());
         assert_eq!(
             login(r#" {"password":"p\u00e4ss","x":[1],"username":"admin"} "#),
-            Ok(Command::Login {
-                username: "admin".into(),
-                password: Password("päss".into())
-            })
+            Ok(Command::Login { username: "admin".into(), password: Password("päss".into()) })
         );
-        let long = format!(
-            r#"{{"username":"a","password":"{}"}}"#,
-            "x".repeat(MAX_CREDENTIAL_BYTES + 1)
-        );
+        let long = format!(r#"{{"username":"a","password":"{}"}}"#, "x".repeat(MAX_CREDENTIAL_BYTES + 1));
         for (body, message) in [
             ("", "expected an object at byte 0"),
             ("[]", "expected an object at byte 0"),
             (r#"{"username":"a""#, "expected a comma or } at byte 15"),
-            (
-                r#"{"username":"a","password":"b"} x"#,
-                "bytes after the end of the value at byte 32",
-            ),
+            (r#"{"username":"a","password":"b"} x"#, "bytes after the end of the value at byte 32"),
             ("{}", "username and password are required"),
             (r#"{"username":"a"}"#, "username and password are required"),
-            (
-                r#"{"username":"","password":"b"}"#,
-                "username and password are required",
-            ),
-            (
-                r#"{"username":"a","password":""}"#,
-                "username and password are required",
-            ),
-            (
-                r#"{"username":"a","password":5}"#,
-                "a credential must be a string",
-            ),
-            (
-                r#"{"username":null,"password":"b"}"#,
-                "a credential must be a string",
-            ),
-            (
-                r#"{"username":"a","username":"b","password":"c"}"#,
-                "a credential is given twice",
-            ),
+            (r#"{"username":"","password":"b"}"#, "username and password are required"),
+            (r#"{"username":"a","password":""}"#, "username and password are required"),
+            (r#"{"username":"a","password":5}"#, "a credential must be a string"),
+            (r#"{"username":null,"password":"b"}"#, "a credential must be a string"),
+            (r#"{"username":"a","username":"b","password":"c"}"#, "a credential is given twice"),
             (&long, "a credential is longer than 1024 bytes"),
         ] {
             assert_eq!(login(body), Err(Refusal::Invalid(message.into())), "{body}");
@@ -570,11 +444,7 @@ mod tests {
             let topic = "wells/WELL-1".to_owned();
             assert_eq!(
                 command(Verb::Stream, "WELL-1", query, fields, b""),
-                Ok(Command::Stream {
-                    topic,
-                    snapshot,
-                    after
-                }),
+                Ok(Command::Stream { topic, snapshot, after }),
                 "{query} {fields}"
             );
         }
@@ -586,10 +456,7 @@ mod tests {
             ("WELL-1", Ok("wells/WELL-1")),
             ("a/b +#", Ok("wells/a%2Fb%20%2B%23")),
             (&"w".repeat(129), Err("well_id is longer than 128 bytes")),
-            (
-                &"/".repeat(84),
-                Err("well_id is longer than 249 bytes, percent-encoded"),
-            ),
+            (&"/".repeat(84), Err("well_id is longer than 249 bytes, percent-encoded")),
             ("", Err("well_id is required")),
             ("a\0", Err("well_id must not contain NUL")),
         ] {
@@ -600,9 +467,7 @@ mod tests {
                     | Command::Latest { topic } => topic,
                     other => panic!("{other:?}"),
                 });
-                let expected = expected
-                    .map(str::to_owned)
-                    .map_err(|what| Refusal::Invalid(what.into()));
+                let expected = expected.map(str::to_owned).map_err(|what| Refusal::Invalid(what.into()));
                 assert_eq!(topic, expected);
             }
         }
@@ -615,12 +480,7 @@ mod tests {
             ("from=5&to=9&limit=1", 5, 9, 1),
             ("from=9&to=9&limit=10000", 9, 9, 10_000),
             ("from=2025-11-20T10:30:00Z", NOW, time::MAX_MS, 100),
-            (
-                "from=2025-11-20T10%3A30%3A00.001Z",
-                NOW + 1,
-                time::MAX_MS,
-                100,
-            ),
+            ("from=2025-11-20T10%3A30%3A00.001Z", NOW + 1, time::MAX_MS, 100),
             ("to=2025-11-20T13:30:00%2B03:00", 0, NOW, 100),
             ("to=2025-11-20T13:30:00+03:00", 0, NOW, 100),
             ("to=18446744073709551615", 0, time::MAX_MS, 100),
@@ -628,33 +488,16 @@ mod tests {
             let topic = "wells/A".to_owned();
             assert_eq!(
                 command(Verb::History, "A", query, "", b""),
-                Ok(Command::History {
-                    topic,
-                    from,
-                    to,
-                    limit
-                }),
+                Ok(Command::History { topic, from, to, limit }),
                 "{query}"
             );
         }
         for (query, message) in [
             ("from=9&to=8", "from is later than to"),
-            (
-                "from=",
-                "from must be an RFC 3339 timestamp or milliseconds since 1970",
-            ),
-            (
-                "from=-1",
-                "from must be an RFC 3339 timestamp or milliseconds since 1970",
-            ),
-            (
-                "to=yesterday",
-                "to must be an RFC 3339 timestamp or milliseconds since 1970",
-            ),
-            (
-                "to=99999999999999999999",
-                "to must be an RFC 3339 timestamp or milliseconds since 1970",
-            ),
+            ("from=", "from must be an RFC 3339 timestamp or milliseconds since 1970"),
+            ("from=-1", "from must be an RFC 3339 timestamp or milliseconds since 1970"),
+            ("to=yesterday", "to must be an RFC 3339 timestamp or milliseconds since 1970"),
+            ("to=99999999999999999999", "to must be an RFC 3339 timestamp or milliseconds since 1970"),
             ("to=%zz", "to is not percent-encoded text"),
             ("limit=0", "limit must be 1 to 10000"),
             ("limit=10001", "limit must be 1 to 10000"),
@@ -663,11 +506,7 @@ mod tests {
             ("limit=99999999999999999999", "limit must be 1 to 10000"),
         ] {
             let refusal = Refusal::Invalid(message.into());
-            assert_eq!(
-                command(Verb::History, "A", query, "", b""),
-                Err(refusal),
-                "{query}"
-            );
+            assert_eq!(command(Verb::History, "A", query, "", b""), Err(refusal), "{query}");
         }
     }
 
@@ -686,67 +525,36 @@ mod tests {
     #[test]
     fn replies_are_spelled() {
         let reply = |reply: Reply<'_>| text(|out| Esp::reply(&reply, out));
-        let reading = publication(
-            Kind::Telemetry,
-            r#"{"timestamp":"2025-11-20T10:29:59Z","pip":2000.0}"#,
-        );
+        let reading = publication(Kind::Telemetry, r#"{"timestamp":"2025-11-20T10:29:59Z","pip":2000.0}"#);
         let topics = [
-            TopicInfo {
-                topic: "wells/WELL-001".into(),
-                offset: 10,
-                time: NOW,
-            },
-            TopicInfo {
-                topic: "wells/a%2F%22b".into(),
-                offset: 1,
-                time: NOW + 1,
-            },
+            TopicInfo { topic: "wells/WELL-001".into(), offset: 10, time: NOW },
+            TopicInfo { topic: "wells/a%2F%22b".into(), offset: 1, time: NOW + 1 },
         ];
         for (written, expected) in [
             (
-                reply(Reply::Token {
-                    access_token: "a.b.c",
-                    expires_in: 3600,
-                }),
+                reply(Reply::Token { access_token: "a.b.c", expires_in: 3600 }),
                 r#"{"access_token":"a.b.c","token_type":"Bearer","expires_in":3600}"#,
             ),
-            (
-                reply(Reply::Accepted { offsets: &[] }),
-                r#"{"accepted":0,"offsets":[]}"#,
-            ),
-            (
-                reply(Reply::Accepted {
-                    offsets: &[7, 9, 8],
-                }),
-                r#"{"accepted":3,"offsets":[7,9,8]}"#,
-            ),
+            (reply(Reply::Accepted { offsets: &[] }), r#"{"accepted":0,"offsets":[]}"#),
+            (reply(Reply::Accepted { offsets: &[7, 9, 8] }), r#"{"accepted":3,"offsets":[7,9,8]}"#),
             (reply(Reply::Topics(&[])), r#"{"wells":[],"count":0}"#),
             (
                 reply(Reply::Topics(&topics)),
                 r#"{"wells":[{"well_id":"WELL-001","last_offset":10,"last_seen":"2025-11-20T10:30:00Z"},{"well_id":"a/\"b","last_offset":1,"last_seen":"2025-11-20T10:30:00.001Z"}],"count":2}"#,
             ),
             (
-                reply(Reply::History {
-                    topic: "wells/A",
-                    publications: &[],
-                }),
+                reply(Reply::History { topic: "wells/A", publications: &[] }),
                 r#"{"well_id":"A","telemetry":[],"count":0}"#,
             ),
             (
-                reply(Reply::History {
-                    topic: "wells/WELL-001",
-                    publications: &[reading, reading],
-                }),
+                reply(Reply::History { topic: "wells/WELL-001", publications: &[reading, reading] }),
                 r#"{"well_id":"WELL-001","telemetry":[{"offset":10,"timestamp":"2025-11-20T10:30:00Z","data":{"telemetry_id":12345,"timestamp":"2025-11-20T10:29:59Z","pip":2000.0}},{"offset":10,"timestamp":"2025-11-20T10:30:00Z","data":{"telemetry_id":12345,"timestamp":"2025-11-20T10:29:59Z","pip":2000.0}}],"count":2}"#,
             ),
             (
                 reply(Reply::Latest(reading)),
                 r#"{"well_id":"WELL-001","offset":10,"timestamp":"2025-11-20T10:30:00Z","data":{"telemetry_id":12345,"timestamp":"2025-11-20T10:29:59Z","pip":2000.0}}"#,
             ),
-            (
-                reply(Reply::Health { time: NOW }),
-                r#"{"status":"ok","timestamp":"2025-11-20T10:30:00Z"}"#,
-            ),
+            (reply(Reply::Health { time: NOW }), r#"{"status":"ok","timestamp":"2025-11-20T10:30:00Z"}"#),
         ] {
             assert_eq!(written, expected);
         }
@@ -763,18 +571,9 @@ mod tests {
                 Refusal::WrongPassword,
                 r#"{"error":"AuthenticationError","message":"Invalid username or password"}"#,
             ),
-            (
-                Refusal::Forbidden("not yours"),
-                r#"{"error":"AuthorizationError","message":"not yours"}"#,
-            ),
-            (
-                Refusal::ForeignOrigin,
-                r#"{"error":"AuthorizationError","message":"Origin not allowed"}"#,
-            ),
-            (
-                Refusal::NotFound("no such path"),
-                r#"{"error":"NotFound","message":"no such path"}"#,
-            ),
+            (Refusal::Forbidden("not yours"), r#"{"error":"AuthorizationError","message":"not yours"}"#),
+            (Refusal::ForeignOrigin, r#"{"error":"AuthorizationError","message":"Origin not allowed"}"#),
+            (Refusal::NotFound("no such path"), r#"{"error":"NotFound","message":"no such path"}"#),
             (
                 Refusal::MethodNotAllowed("GET, HEAD"),
                 r#"{"error":"MethodNotAllowed","message":"allowed here: GET, HEAD"}"#,
@@ -784,25 +583,14 @@ mod tests {
                 r#"{"error":"ValidationError","message":"bad \"x\"\n"}"#,
             ),
             (
-                Refusal::InvalidRow {
-                    row: 3,
-                    syntax: false,
-                    message: "well_id is required",
-                },
+                Refusal::InvalidRow { row: 3, syntax: false, message: "well_id is required" },
                 r#"{"error":"ValidationError","message":"row 3: well_id is required","row":3}"#,
             ),
             (
-                Refusal::InvalidRow {
-                    row: 0,
-                    syntax: true,
-                    message: "expected a value",
-                },
+                Refusal::InvalidRow { row: 0, syntax: true, message: "expected a value" },
                 r#"{"error":"ValidationError","message":"row 0: expected a value","row":0}"#,
             ),
-            (
-                Refusal::TooLarge("at most 1"),
-                r#"{"error":"PayloadTooLarge","message":"at most 1"}"#,
-            ),
+            (Refusal::TooLarge("at most 1"), r#"{"error":"PayloadTooLarge","message":"at most 1"}"#),
             (
                 Refusal::RateLimited { retry_after: 2 },
                 r#"{"error":"RateLimitExceeded","message":"Too many requests; try again in 2 s"}"#,
@@ -849,10 +637,7 @@ mod tests {
                 r#"{"event":"diagnostic_update","timestamp":"2025-11-20T10:30:00Z","well_id":"a/\"\né","diagnostic":{"cpu":0.5}}"#,
             ),
         ] {
-            let publication = Publication {
-                topic,
-                ..publication(kind, body)
-            };
+            let publication = Publication { topic, ..publication(kind, body) };
             let mut name = "";
             assert_eq!(text(|out| name = Esp::event(&publication, out)), expected);
             assert_eq!(name, event);
@@ -864,20 +649,12 @@ mod tests {
         let topic = "wells/WELL-001";
         for (notice, event, expected) in [
             (
-                Notice::Connected {
-                    platform: "Alkhorayef ESP IoT Platform",
-                    topic,
-                    time: NOW,
-                },
+                Notice::Connected { platform: "Alkhorayef ESP IoT Platform", topic, time: NOW },
                 "connected",
                 r#"{"message":"Connected to Alkhorayef ESP IoT Platform SSE stream","well_id":"WELL-001","timestamp":"2025-11-20T10:30:00Z"}"#,
             ),
             (
-                Notice::Connected {
-                    platform: "\"x\"",
-                    topic,
-                    time: NOW,
-                },
+                Notice::Connected { platform: "\"x\"", topic, time: NOW },
                 "connected",
                 r#"{"message":"Connected to \"x\" SSE stream","well_id":"WELL-001","timestamp":"2025-11-20T10:30:00Z"}"#,
             ),
@@ -887,13 +664,7 @@ mod tests {
                 r#"{"timestamp":"2025-11-20T10:31:00Z"}"#,
             ),
             (
-                Notice::Gap {
-                    topic,
-                    from: 3,
-                    to: 9,
-                    reason: GapReason::Retention,
-                    time: NOW,
-                },
+                Notice::Gap { topic, from: 3, to: 9, reason: GapReason::Retention, time: NOW },
                 "gap",
                 r#"{"well_id":"WELL-001","from":3,"to":9,"reason":"retention","timestamp":"2025-11-20T10:30:00Z"}"#,
             ),

@@ -33,12 +33,7 @@ pub struct Door {
 
 impl Door {
     const fn new(method: Method, path: &'static str, access: Access, verb: Verb) -> Self {
-        Self {
-            method,
-            path,
-            access,
-            verb,
-        }
+        Self { method, path, access, verb }
     }
 
     fn answers(&self, method: Method) -> bool {
@@ -60,9 +55,7 @@ impl Door {
         let (ours, theirs) = (self.path.split('/'), other.path.split('/'));
         (self.answers(other.method) || other.answers(self.method))
             && ours.clone().count() == theirs.clone().count()
-            && ours
-                .zip(theirs)
-                .all(|(a, b)| a == b || a.starts_with('{') || b.starts_with('{'))
+            && ours.zip(theirs).all(|(a, b)| a == b || a.starts_with('{') || b.starts_with('{'))
     }
 }
 
@@ -75,12 +68,7 @@ trait Dialect {
 
     /// What `request` at a door asks for. `param` is the decoded `{…}` level of the path, `now` is in
     /// milliseconds since the epoch.
-    fn command(
-        verb: Verb,
-        param: &str,
-        request: &Request<'_>,
-        now: u64,
-    ) -> Result<Command, Refusal>;
+    fn command(verb: Verb, param: &str, request: &Request<'_>, now: u64) -> Result<Command, Refusal>;
     /// Appends the JSON body of a good answer.
     fn reply(reply: &Reply<'_>, out: &mut Vec<u8>);
     /// Appends the JSON body of a refusal.
@@ -176,10 +164,7 @@ table! {
 impl DialectId {
     /// The dialect of that name, if there is one.
     pub fn from_name(name: &str) -> Option<Self> {
-        Self::ALL
-            .iter()
-            .copied()
-            .find(|dialect| dialect.name() == name)
+        Self::ALL.iter().copied().find(|dialect| dialect.name() == name)
     }
 }
 
@@ -208,10 +193,7 @@ impl DialectSet {
 
     /// They, in the order of the table.
     pub fn iter(self) -> impl Iterator<Item = DialectId> {
-        DialectId::ALL
-            .iter()
-            .copied()
-            .filter(move |&dialect| self.contains(dialect))
+        DialectId::ALL.iter().copied().filter(move |&dialect| self.contains(dialect))
     }
 }
 
@@ -257,11 +239,7 @@ pub fn find(dialects: DialectSet, method: Method, path: &str) -> Found<'_> {
                 continue;
             }
             return match percent::decode(level) {
-                Ok(param) => Found::Door {
-                    dialect,
-                    door,
-                    param,
-                },
+                Ok(param) => Found::Door { dialect, door, param },
                 Err(_) => Found::BadPath,
             };
         }
@@ -276,16 +254,12 @@ pub fn find(dialects: DialectSet, method: Method, path: &str) -> Found<'_> {
 pub fn conflicts(dialects: DialectSet) -> Option<(DialectId, DialectId, &'static str)> {
     let all: Vec<_> = dialects.iter().collect();
     all.iter().enumerate().find_map(|(at, &a)| {
-        all[at + 1..]
-            .iter()
-            .find_map(|&b| clash(a.doors(), b.doors()).map(|path| (a, b, path)))
+        all[at + 1..].iter().find_map(|&b| clash(a.doors(), b.doors()).map(|path| (a, b, path)))
     })
 }
 
 fn clash(ours: &[Door], theirs: &[Door]) -> Option<&'static str> {
-    ours.iter()
-        .find(|a| theirs.iter().any(|b| a.overlaps(b)))
-        .map(|door| door.path)
+    ours.iter().find(|a| theirs.iter().any(|b| a.overlaps(b))).map(|door| door.path)
 }
 
 /// The token of a request: of `Authorization: Bearer` (RFC 6750 section 2.1, the scheme in any case), or else,
@@ -293,13 +267,9 @@ fn clash(ours: &[Door], theirs: &[Door]) -> Option<&'static str> {
 pub fn bearer<'a>(head: &Head<'a>) -> Option<Cow<'a, str>> {
     let field = head.header("authorization").and_then(|value| {
         let (scheme, token) = std::str::from_utf8(value).ok()?.trim().split_once(' ')?;
-        scheme
-            .eq_ignore_ascii_case("bearer")
-            .then(|| Cow::Borrowed(token.trim_start()))
+        scheme.eq_ignore_ascii_case("bearer").then(|| Cow::Borrowed(token.trim_start()))
     });
-    field
-        .or_else(|| percent::query_value(head.query, "token")?.ok())
-        .filter(|token| !token.is_empty())
+    field.or_else(|| percent::query_value(head.query, "token")?.ok()).filter(|token| !token.is_empty())
 }
 
 /// The methods an `Allow` field can name, in its order, a bit each.
@@ -360,11 +330,7 @@ mod fixture {
 
     /// Gives `check` the head that `text` is.
     pub fn with_head<T>(text: &str, check: impl FnOnce(&Head<'_>) -> T) -> T {
-        let head = parse_head(
-            text.as_bytes(),
-            &mut HeadScan::default(),
-            &Limits::default(),
-        );
+        let head = parse_head(text.as_bytes(), &mut HeadScan::default(), &Limits::default());
         check(&head.unwrap().unwrap())
     }
 }
@@ -380,11 +346,7 @@ mod tests {
     /// What is found, in a word: dialect, pattern and parameter, or why not.
     fn found(dialects: DialectSet, method: Method, path: &str) -> String {
         match find(dialects, method, path) {
-            Found::Door {
-                dialect,
-                door,
-                param,
-            } => format!("{} {} [{param}]", dialect.name(), door.path),
+            Found::Door { dialect, door, param } => format!("{} {} [{param}]", dialect.name(), door.path),
             Found::WrongMethod(allow) => format!("allow {allow}"),
             Found::Nothing => "nothing".into(),
             Found::BadPath => "bad path".into(),
@@ -421,46 +383,14 @@ mod tests {
         for (method, path, expected) in [
             (Get, "/api/v1/wells", "esp /api/v1/wells []"),
             (Head, "/api/v1/wells", "esp /api/v1/wells []"),
-            (
-                Get,
-                "/api/v1/sse/stream/WELL-1",
-                "esp /api/v1/sse/stream/{well_id} [WELL-1]",
-            ),
-            (
-                Get,
-                "/api/v1/sse/stream/a%2Fb%20c",
-                "esp /api/v1/sse/stream/{well_id} [a/b c]",
-            ),
-            (
-                Get,
-                "/api/v1/sse/stream/+",
-                "esp /api/v1/sse/stream/{well_id} [+]",
-            ),
-            (
-                Get,
-                "/api/v1/sse/stream/%C3%A9",
-                "esp /api/v1/sse/stream/{well_id} [é]",
-            ),
-            (
-                Get,
-                "/api/v1/wells/a/latest",
-                "esp /api/v1/wells/{well_id}/latest [a]",
-            ),
-            (
-                Get,
-                "/api/v1/wells/latest/latest",
-                "esp /api/v1/wells/{well_id}/latest [latest]",
-            ),
-            (
-                Get,
-                "/api/v1/wells/a/telemetry",
-                "esp /api/v1/wells/{well_id}/telemetry [a]",
-            ),
-            (
-                Get,
-                "/api/v1/wells/a/telemetry/latest",
-                "esp /api/v1/wells/{well_id}/telemetry/latest [a]",
-            ),
+            (Get, "/api/v1/sse/stream/WELL-1", "esp /api/v1/sse/stream/{well_id} [WELL-1]"),
+            (Get, "/api/v1/sse/stream/a%2Fb%20c", "esp /api/v1/sse/stream/{well_id} [a/b c]"),
+            (Get, "/api/v1/sse/stream/+", "esp /api/v1/sse/stream/{well_id} [+]"),
+            (Get, "/api/v1/sse/stream/%C3%A9", "esp /api/v1/sse/stream/{well_id} [é]"),
+            (Get, "/api/v1/wells/a/latest", "esp /api/v1/wells/{well_id}/latest [a]"),
+            (Get, "/api/v1/wells/latest/latest", "esp /api/v1/wells/{well_id}/latest [latest]"),
+            (Get, "/api/v1/wells/a/telemetry", "esp /api/v1/wells/{well_id}/telemetry [a]"),
+            (Get, "/api/v1/wells/a/telemetry/latest", "esp /api/v1/wells/{well_id}/telemetry/latest [a]"),
             (Post, "/api/v1/alerts", "esp /api/v1/alerts []"),
             (Put, "/body", "test /body []"),
             (Head, "/body", "test /body []"),
@@ -477,11 +407,7 @@ mod tests {
             (Other, "/api/v1/alerts", "allow POST"),
             (Post, "/api/v1/wells", "allow GET, HEAD"),
             (Delete, "/api/v1/wells/a/latest", "allow GET, HEAD"),
-            (
-                Options,
-                "/body",
-                "allow GET, HEAD, POST, PUT, PATCH, DELETE",
-            ),
+            (Options, "/body", "allow GET, HEAD, POST, PUT, PATCH, DELETE"),
             (Get, "/", "nothing"),
             (Get, "", "nothing"),
             (Get, "*", "nothing"),
@@ -511,8 +437,7 @@ mod tests {
 
     #[test]
     fn undecoded_parameters_are_borrowed() {
-        let Found::Door { param, .. } = find(all(), Method::Get, "/api/v1/sse/stream/WELL-1")
-        else {
+        let Found::Door { param, .. } = find(all(), Method::Get, "/api/v1/sse/stream/WELL-1") else {
             panic!("there is a door");
         };
         assert!(matches!(param, Cow::Borrowed("WELL-1")));
@@ -525,17 +450,10 @@ mod tests {
             for (at, door) in doors.iter().enumerate() {
                 assert!(door.path.starts_with('/'), "{}", door.path);
                 assert_ne!(methods_of(door), 0, "{}", door.path);
-                let patterns = door
-                    .path
-                    .split('/')
-                    .filter(|level| level.contains(['{', '}']));
+                let patterns = door.path.split('/').filter(|level| level.contains(['{', '}']));
                 let patterns: Vec<_> = patterns.collect();
                 assert!(patterns.len() <= 1, "{}", door.path);
-                assert!(
-                    patterns
-                        .iter()
-                        .all(|level| level.starts_with('{') && level.ends_with('}'))
-                );
+                assert!(patterns.iter().all(|level| level.starts_with('{') && level.ends_with('}')));
                 for other in &doors[at + 1..] {
                     assert!(!door.overlaps(other), "{} and {}", door.path, other.path);
                 }
@@ -564,10 +482,7 @@ mod tests {
         ] {
             let (a, b) = (door(a.0, a.1), door(b.0, b.1));
             assert_eq!(a.overlaps(&b), overlap, "{a:?} {b:?}");
-            assert_eq!(
-                clash(&[door(Post, "/z"), a], &[b]),
-                overlap.then_some(a.path)
-            );
+            assert_eq!(clash(&[door(Post, "/z"), a], &[b]), overlap.then_some(a.path));
         }
         assert_eq!(conflicts(all()), None);
         assert_eq!(conflicts(DialectSet::default()), None);
@@ -595,9 +510,7 @@ mod tests {
             ("", "Token=abc", None),
         ] {
             let text = format!("GET /?{query} HTTP/1.1\r\nHost: x\r\n{fields}\r\n");
-            fixture::with_head(&text, |head| {
-                assert_eq!(bearer(head).as_deref(), token, "{fields}{query}")
-            });
+            fixture::with_head(&text, |head| assert_eq!(bearer(head).as_deref(), token, "{fields}{query}"));
         }
     }
 }

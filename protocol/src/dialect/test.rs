@@ -58,10 +58,7 @@ mod tests {
     #[test]
     fn every_method_echoes_and_nothing_else_is_understood() {
         with_head("GET /body HTTP/1.1\r\nHost: x\r\n\r\n", |head| {
-            let request = Request {
-                head,
-                body: b"anything",
-            };
+            let request = Request { head, body: b"anything" };
             for door in Test::DOORS {
                 assert_eq!(door.access, Access::Open);
                 assert_eq!(Test::command(door.verb, "", &request, 0), Ok(Command::Echo));

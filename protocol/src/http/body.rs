@@ -178,16 +178,11 @@ impl BodyDecoder {
     }
 
     fn trailer(&mut self, byte: u8) -> Result<State, HttpError> {
-        self.trailer_left = self
-            .trailer_left
-            .checked_sub(1)
-            .ok_or(HttpError::HeadTooLarge)?;
+        self.trailer_left = self.trailer_left.checked_sub(1).ok_or(HttpError::HeadTooLarge)?;
         match (self.state, byte) {
             (State::TrailerStart, b'\r') => Ok(State::EndLf),
             (State::EndLf, b'\n') => Ok(State::Done),
-            (State::TrailerStart | State::TrailerName, _) if is_token_byte(byte) => {
-                Ok(State::TrailerName)
-            }
+            (State::TrailerStart | State::TrailerName, _) if is_token_byte(byte) => Ok(State::TrailerName),
             (State::TrailerName, b':') => Ok(State::TrailerValue),
             (State::TrailerValue, b'\r') => Ok(State::TrailerLf),
             (State::TrailerValue, _) if is_value_byte(byte) => Ok(State::TrailerValue),
@@ -233,11 +228,7 @@ mod tests {
         decode_in_pieces(framing, input, [], limits)
     }
 
-    const LOW: Limits = Limits {
-        head_bytes: 32,
-        target_bytes: 32,
-        body_bytes: 16,
-    };
+    const LOW: Limits = Limits { head_bytes: 32, target_bytes: 32, body_bytes: 16 };
 
     #[test]
     fn decodes_bodies() {
@@ -246,63 +237,15 @@ mod tests {
             ("none", None, "GET /", "", 0),
             ("length 0", Length(0), "GET /", "", 0),
             ("length", Length(5), "helloGET /", "hello", 5),
-            (
-                "length at the limit",
-                Length(16),
-                "0123456789abcdefGET /",
-                "0123456789abcdef",
-                16,
-            ),
+            ("length at the limit", Length(16), "0123456789abcdefGET /", "0123456789abcdef", 16),
             ("no chunk", Chunked, "0\r\n\r\nGET /", "", 5),
-            (
-                "one chunk",
-                Chunked,
-                "5\r\nhello\r\n0\r\n\r\nGET /",
-                "hello",
-                15,
-            ),
-            (
-                "two chunks",
-                Chunked,
-                "3\r\nhel\r\n2\r\nlo\r\n0\r\n\r\n",
-                "hello",
-                20,
-            ),
-            (
-                "hex in both cases",
-                Chunked,
-                "a\r\n0123456789\r\n00\r\n\r\n",
-                "0123456789",
-                21,
-            ),
-            (
-                "at the limit",
-                Chunked,
-                "8\r\n01234567\r\n8\r\n89abcdef\r\n0\r\n\r\n",
-                "0123456789abcdef",
-                31,
-            ),
-            (
-                "leading zeros",
-                Chunked,
-                "0000000000000005\r\nhello\r\n0\r\n\r\n",
-                "hello",
-                30,
-            ),
-            (
-                "content like framing",
-                Chunked,
-                "5\r\n\r\n0\r\n\r\n0\r\n\r\n",
-                "\r\n0\r\n",
-                15,
-            ),
-            (
-                "extension",
-                Chunked,
-                "5;a=\"b c\"\r\nhello\r\n0; \tz\r\n\r\n",
-                "hello",
-                27,
-            ),
+            ("one chunk", Chunked, "5\r\nhello\r\n0\r\n\r\nGET /", "hello", 15),
+            ("two chunks", Chunked, "3\r\nhel\r\n2\r\nlo\r\n0\r\n\r\n", "hello", 20),
+            ("hex in both cases", Chunked, "a\r\n0123456789\r\n00\r\n\r\n", "0123456789", 21),
+            ("at the limit", Chunked, "8\r\n01234567\r\n8\r\n89abcdef\r\n0\r\n\r\n", "0123456789abcdef", 31),
+            ("leading zeros", Chunked, "0000000000000005\r\nhello\r\n0\r\n\r\n", "hello", 30),
+            ("content like framing", Chunked, "5\r\n\r\n0\r\n\r\n0\r\n\r\n", "\r\n0\r\n", 15),
+            ("extension", Chunked, "5;a=\"b c\"\r\nhello\r\n0; \tz\r\n\r\n", "hello", 27),
             ("trailer", Chunked, "0\r\nA: b\r\nC:\t\r\n\r\nGET /", "", 16),
         ];
         for (name, framing, input, body, consumed) in rows {
@@ -335,21 +278,9 @@ mod tests {
             ("bare LF after size", b"5\nhello\r\n", Chunk),
             ("bare CR after size", b"5\rhello\r\n", Chunk),
             ("CR CR LF after size", b"5\r\r\nhello", Chunk),
-            (
-                "other byte for the LF of the size",
-                b"5\rXhello\r\n0\r\n\r\n",
-                Chunk,
-            ),
-            (
-                "other byte for the CR after content",
-                b"5\r\nhelloX\n0\r\n\r\n",
-                Chunk,
-            ),
-            (
-                "other byte for the LF after content",
-                b"5\r\nhello\rX0\r\n\r\n",
-                Chunk,
-            ),
+            ("other byte for the LF of the size", b"5\rXhello\r\n0\r\n\r\n", Chunk),
+            ("other byte for the CR after content", b"5\r\nhelloX\n0\r\n\r\n", Chunk),
+            ("other byte for the LF after content", b"5\r\nhello\rX0\r\n\r\n", Chunk),
             ("NUL after size", b"5\0\r\nhello", Chunk),
             ("extension only", b";a\r\n", Chunk),
             ("extension without name", b"5;\r\nhello", Chunk),
@@ -370,35 +301,19 @@ mod tests {
             ("no end", b"0\r\n0\r\n", Trailer),
             ("trailer without name", b"0\r\n: b\r\n\r\n", Trailer),
             ("trailer without colon", b"0\r\nA\r\n\r\n", Trailer),
-            (
-                "trailer, space before colon",
-                b"0\r\nA : b\r\n\r\n",
-                Trailer,
-            ),
+            ("trailer, space before colon", b"0\r\nA : b\r\n\r\n", Trailer),
             ("trailer folded", b"0\r\nA: b\r\n c\r\n\r\n", Trailer),
             ("trailer, fold first", b"0\r\n A: b\r\n\r\n", Trailer),
             ("trailer, bare LF", b"0\r\nA: b\n\r\n", Trailer),
             ("trailer, bare CR", b"0\r\nA: b\rc\r\n\r\n", Trailer),
             ("trailer, NUL", b"0\r\nA: \0\r\n\r\n", Trailer),
             ("trailer, DEL", b"0\r\nA: \x7f\r\n\r\n", Trailer),
-            (
-                "trailers above the limit",
-                b"0\r\nA: 0123456789\r\nB: 0123456789a\r\n\r\n",
-                HeadTooLarge,
-            ),
+            ("trailers above the limit", b"0\r\nA: 0123456789\r\nB: 0123456789a\r\n\r\n", HeadTooLarge),
             ("chunk above the limit", b"11\r\n", BodyTooLarge),
-            (
-                "chunks above the limit",
-                b"8\r\n01234567\r\n9\r\n",
-                BodyTooLarge,
-            ),
+            ("chunks above the limit", b"8\r\n01234567\r\n9\r\n", BodyTooLarge),
         ];
         for (name, input, expected) in rows {
-            assert_eq!(
-                decode(Framing::Chunked, input, &LOW),
-                Err(*expected),
-                "{name}"
-            );
+            assert_eq!(decode(Framing::Chunked, input, &LOW), Err(*expected), "{name}");
             let pieces = decode_in_pieces(Framing::Chunked, input, 0..input.len(), &LOW);
             assert_eq!(pieces, Err(*expected), "{name}, byte by byte");
         }
@@ -431,30 +346,23 @@ mod tests {
 
     #[test]
     fn bounds_the_overhead() {
-        let limits = Limits {
-            body_bytes: 4096,
-            ..Limits::default()
-        };
+        let limits = Limits { body_bytes: 4096, ..Limits::default() };
         let chunk = format!("1;{}\r\nx\r\n", "a".repeat(250));
         let mut decoder = BodyDecoder::new(Framing::Chunked, &limits).unwrap();
         let mut body = Vec::new();
         let most = limits.body_bytes + CHUNK_OVERHEAD_BYTES;
         let mut raw = 0;
-        let error = (0..=most / chunk.len()).find_map(|_| {
-            match decoder.advance(chunk.as_bytes(), &mut body) {
+        let error =
+            (0..=most / chunk.len()).find_map(|_| match decoder.advance(chunk.as_bytes(), &mut body) {
                 Ok(progress) => {
                     raw += progress.consumed;
                     None
                 }
                 Err(error) => Some(error),
-            }
-        });
+            });
         assert_eq!(error, Some(HttpError::ChunkOverhead));
         assert!(raw < most && raw + chunk.len() >= most, "{raw}");
-        assert_eq!(
-            decoder.advance(b"0", &mut body),
-            Err(HttpError::ChunkOverhead)
-        );
+        assert_eq!(decoder.advance(b"0", &mut body), Err(HttpError::ChunkOverhead));
     }
 
     #[test]
@@ -496,11 +404,7 @@ mod tests {
     }
 
     fn framings() -> impl Strategy<Value = Framing> {
-        prop_oneof![
-            Just(Framing::None),
-            (0_u64..20).prop_map(Framing::Length),
-            Just(Framing::Chunked),
-        ]
+        prop_oneof![Just(Framing::None), (0_u64..20).prop_map(Framing::Length), Just(Framing::Chunked),]
     }
 
     proptest! {

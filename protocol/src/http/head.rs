@@ -36,16 +36,13 @@ pub struct Head<'a> {
 impl<'a> Head<'a> {
     /// The value of the first field called `name`, in any case, without the white space around it.
     pub fn header(&self, name: &str) -> Option<&'a [u8]> {
-        self.fields()
-            .find(|(field, _)| field.eq_ignore_ascii_case(name.as_bytes()))
-            .map(|(_, value)| value)
+        self.fields().find(|(field, _)| field.eq_ignore_ascii_case(name.as_bytes())).map(|(_, value)| value)
     }
 
     /// All fields, names as sent, in the order sent.
     pub fn headers(&self) -> impl Iterator<Item = (&'a str, &'a [u8])> {
         // A name is a token, and tokens are ASCII.
-        self.fields()
-            .map(|(name, value)| (str::from_utf8(name).unwrap_or_default(), value))
+        self.fields().map(|(name, value)| (str::from_utf8(name).unwrap_or_default(), value))
     }
 
     fn fields(&self) -> impl Iterator<Item = (&'a [u8], &'a [u8])> {
@@ -111,11 +108,7 @@ pub fn parse_head<'a>(
     Ok(Some(Head { len: end, ..head }))
 }
 
-fn find_end(
-    input: &[u8],
-    scan: &mut HeadScan,
-    limits: &Limits,
-) -> Result<Option<usize>, HttpError> {
+fn find_end(input: &[u8], scan: &mut HeadScan, limits: &Limits) -> Result<Option<usize>, HttpError> {
     let window = &input[..input.len().min(limits.head_bytes)];
     if window.len() < scan.at {
         // Other bytes than last time: only a caller's mistake leads here, and it must not lead to a panic.
@@ -159,19 +152,13 @@ fn find_end(
 fn find_control(bytes: &[u8], from: usize) -> usize {
     let mut at = from;
     while let Some(block) = bytes[at..].first_chunk::<16>() {
-        if block
-            .iter()
-            .fold(false, |hit, byte| hit | is_control(*byte))
-        {
+        if block.iter().fold(false, |hit, byte| hit | is_control(*byte)) {
             break;
         }
         at += block.len();
     }
     let tail = &bytes[at..];
-    at + tail
-        .iter()
-        .position(|byte| is_control(*byte))
-        .unwrap_or(tail.len())
+    at + tail.iter().position(|byte| is_control(*byte)).unwrap_or(tail.len())
 }
 
 /// Reads a whole head; `len` is that of `bytes`.
@@ -187,8 +174,7 @@ fn read(bytes: &[u8]) -> Result<Head<'_>, HttpError> {
         Err(httparse::Error::TooManyHeaders) => return Err(HttpError::TooManyFields),
         Err(_) | Ok(_) => return Err(HttpError::RequestLine),
     }
-    let (Some(method), Some(target), Some(minor)) = (request.method, request.path, request.version)
-    else {
+    let (Some(method), Some(target), Some(minor)) = (request.method, request.path, request.version) else {
         return Err(HttpError::RequestLine);
     };
     let method = method_named(method);
@@ -288,9 +274,7 @@ fn is_authority(bytes: &[u8]) -> bool {
         [b':', digits @ ..] => digits.len() <= 5 && digits.iter().all(u8::is_ascii_digit),
         _ => false,
     };
-    let host_is_good = host
-        .iter()
-        .all(|b| b.is_ascii_alphanumeric() || marks.contains(b));
+    let host_is_good = host.iter().all(|b| b.is_ascii_alphanumeric() || marks.contains(b));
     !host.is_empty() && host_is_good && port_is_good
 }
 
@@ -427,122 +411,30 @@ mod tests {
         use HttpError::*;
         let rows: &[(&str, &[u8], HttpError)] = &[
             ("bare LF", b"GET / HTTP/1.1\nHost: a\r\n\r\n", ControlByte),
-            (
-                "bare LF, field",
-                b"GET / HTTP/1.1\r\nHost: a\n\r\n",
-                ControlByte,
-            ),
-            (
-                "bare LF, end",
-                b"GET / HTTP/1.1\r\nHost: a\r\n\n",
-                ControlByte,
-            ),
-            (
-                "bare LF first",
-                b"\nGET / HTTP/1.1\r\nHost: a\r\n\r\n",
-                ControlByte,
-            ),
-            (
-                "bare CR, line",
-                b"GET /\r HTTP/1.1\r\nHost: a\r\n\r\n",
-                ControlByte,
-            ),
-            (
-                "bare CR, name",
-                b"GET / HTTP/1.1\r\nHo\rst: a\r\n\r\n",
-                ControlByte,
-            ),
-            (
-                "bare CR, value",
-                b"GET / HTTP/1.1\r\nHost: a\rb\r\n\r\n",
-                ControlByte,
-            ),
-            (
-                "CR CR LF",
-                b"GET / HTTP/1.1\r\nHost: a\r\r\n\r\n",
-                ControlByte,
-            ),
-            (
-                "NUL, target",
-                b"GET /\0 HTTP/1.1\r\nHost: a\r\n\r\n",
-                ControlByte,
-            ),
-            (
-                "NUL, name",
-                b"GET / HTTP/1.1\r\nHost: a\r\nA\0: b\r\n\r\n",
-                ControlByte,
-            ),
-            (
-                "NUL, value",
-                b"GET / HTTP/1.1\r\nHost: a\r\nA: \0\r\n\r\n",
-                ControlByte,
-            ),
-            (
-                "control, value",
-                b"GET / HTTP/1.1\r\nHost: a\r\nA: \x0b\r\n\r\n",
-                ControlByte,
-            ),
-            (
-                "TLS",
-                b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
-                ControlByte,
-            ),
-            (
-                "DEL, value",
-                b"GET / HTTP/1.1\r\nHost: a\r\nA: \x7f\r\n\r\n",
-                Field,
-            ),
-            (
-                "obs-fold",
-                b"GET / HTTP/1.1\r\nHost: a\r\nA: b\r\n c\r\n\r\n",
-                Field,
-            ),
-            (
-                "obs-fold, tab",
-                b"GET / HTTP/1.1\r\nHost: a\r\nA: b\r\n\tc\r\n\r\n",
-                Field,
-            ),
-            (
-                "fold before fields",
-                b"GET / HTTP/1.1\r\n Host: a\r\n\r\n",
-                Field,
-            ),
-            (
-                "fold, blank",
-                b"GET / HTTP/1.1\r\nHost: a\r\n \r\n\r\n",
-                Field,
-            ),
-            (
-                "space before colon",
-                b"GET / HTTP/1.1\r\nHost : a\r\n\r\n",
-                Field,
-            ),
-            (
-                "tab before colon",
-                b"GET / HTTP/1.1\r\nHost\t: a\r\n\r\n",
-                Field,
-            ),
-            (
-                "empty name",
-                b"GET / HTTP/1.1\r\nHost: a\r\n: b\r\n\r\n",
-                Field,
-            ),
+            ("bare LF, field", b"GET / HTTP/1.1\r\nHost: a\n\r\n", ControlByte),
+            ("bare LF, end", b"GET / HTTP/1.1\r\nHost: a\r\n\n", ControlByte),
+            ("bare LF first", b"\nGET / HTTP/1.1\r\nHost: a\r\n\r\n", ControlByte),
+            ("bare CR, line", b"GET /\r HTTP/1.1\r\nHost: a\r\n\r\n", ControlByte),
+            ("bare CR, name", b"GET / HTTP/1.1\r\nHo\rst: a\r\n\r\n", ControlByte),
+            ("bare CR, value", b"GET / HTTP/1.1\r\nHost: a\rb\r\n\r\n", ControlByte),
+            ("CR CR LF", b"GET / HTTP/1.1\r\nHost: a\r\r\n\r\n", ControlByte),
+            ("NUL, target", b"GET /\0 HTTP/1.1\r\nHost: a\r\n\r\n", ControlByte),
+            ("NUL, name", b"GET / HTTP/1.1\r\nHost: a\r\nA\0: b\r\n\r\n", ControlByte),
+            ("NUL, value", b"GET / HTTP/1.1\r\nHost: a\r\nA: \0\r\n\r\n", ControlByte),
+            ("control, value", b"GET / HTTP/1.1\r\nHost: a\r\nA: \x0b\r\n\r\n", ControlByte),
+            ("TLS", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", ControlByte),
+            ("DEL, value", b"GET / HTTP/1.1\r\nHost: a\r\nA: \x7f\r\n\r\n", Field),
+            ("obs-fold", b"GET / HTTP/1.1\r\nHost: a\r\nA: b\r\n c\r\n\r\n", Field),
+            ("obs-fold, tab", b"GET / HTTP/1.1\r\nHost: a\r\nA: b\r\n\tc\r\n\r\n", Field),
+            ("fold before fields", b"GET / HTTP/1.1\r\n Host: a\r\n\r\n", Field),
+            ("fold, blank", b"GET / HTTP/1.1\r\nHost: a\r\n \r\n\r\n", Field),
+            ("space before colon", b"GET / HTTP/1.1\r\nHost : a\r\n\r\n", Field),
+            ("tab before colon", b"GET / HTTP/1.1\r\nHost\t: a\r\n\r\n", Field),
+            ("empty name", b"GET / HTTP/1.1\r\nHost: a\r\n: b\r\n\r\n", Field),
             ("no colon", b"GET / HTTP/1.1\r\nHost: a\r\nA\r\n\r\n", Field),
-            (
-                "name not a token",
-                b"GET / HTTP/1.1\r\nHost: a\r\nA(: b\r\n\r\n",
-                Field,
-            ),
-            (
-                "name not ASCII",
-                b"GET / HTTP/1.1\r\nHost: a\r\n\xc3\xa4: b\r\n\r\n",
-                Field,
-            ),
-            (
-                "five empty lines",
-                b"\r\n\r\n\r\n\r\n\r\nGET /",
-                RequestLine,
-            ),
+            ("name not a token", b"GET / HTTP/1.1\r\nHost: a\r\nA(: b\r\n\r\n", Field),
+            ("name not ASCII", b"GET / HTTP/1.1\r\nHost: a\r\n\xc3\xa4: b\r\n\r\n", Field),
+            ("five empty lines", b"\r\n\r\n\r\n\r\n\r\nGET /", RequestLine),
         ];
         for (name, input, expected) in rows {
             assert_refused(name, input, *expected);
@@ -596,119 +488,35 @@ mod tests {
     fn refuses_malformed_fields() {
         use HttpError::*;
         let rows: &[(&str, &str, HttpError)] = &[
-            (
-                "length twice",
-                "Content-Length: 5\r\nContent-Length: 6\r\n",
-                ContentLength,
-            ),
-            (
-                "length twice, equal",
-                "Content-Length: 5\r\ncontent-length: 5\r\n",
-                ContentLength,
-            ),
+            ("length twice", "Content-Length: 5\r\nContent-Length: 6\r\n", ContentLength),
+            ("length twice, equal", "Content-Length: 5\r\ncontent-length: 5\r\n", ContentLength),
             ("length list", "Content-Length: 5, 5\r\n", ContentLength),
             ("length with plus", "Content-Length: +5\r\n", ContentLength),
             ("length with minus", "Content-Length: -5\r\n", ContentLength),
-            (
-                "length with space",
-                "Content-Length: 1 2\r\n",
-                ContentLength,
-            ),
-            (
-                "length with underscore",
-                "Content-Length: 1_2\r\n",
-                ContentLength,
-            ),
+            ("length with space", "Content-Length: 1 2\r\n", ContentLength),
+            ("length with underscore", "Content-Length: 1_2\r\n", ContentLength),
             ("length in hex", "Content-Length: 0x5\r\n", ContentLength),
             ("length in letters", "Content-Length: a\r\n", ContentLength),
-            (
-                "length with fraction",
-                "Content-Length: 5.0\r\n",
-                ContentLength,
-            ),
+            ("length with fraction", "Content-Length: 5.0\r\n", ContentLength),
             ("length empty", "Content-Length:\r\n", ContentLength),
-            (
-                "length 2^64",
-                "Content-Length: 18446744073709551616\r\n",
-                ContentLength,
-            ),
-            (
-                "length of 21 digits",
-                "Content-Length: 100000000000000000000\r\n",
-                ContentLength,
-            ),
-            (
-                "both",
-                "Content-Length: 5\r\nTransfer-Encoding: chunked\r\n",
-                BothFramings,
-            ),
-            (
-                "both, length 0",
-                "Transfer-Encoding: chunked\r\nContent-Length: 0\r\n",
-                BothFramings,
-            ),
-            (
-                "both, unknown",
-                "Content-Length: 5\r\nTransfer-Encoding: gzip\r\n",
-                BothFramings,
-            ),
-            (
-                "unknown coding",
-                "Transfer-Encoding: gzip\r\n",
-                UnknownCoding,
-            ),
-            (
-                "unknown, then chunked",
-                "Transfer-Encoding: gzip, chunked\r\n",
-                UnknownCoding,
-            ),
-            (
-                "unknown with parameter",
-                "Transfer-Encoding: gzip;q=1\r\n",
-                UnknownCoding,
-            ),
-            (
-                "nearly chunked",
-                "Transfer-Encoding: xchunked\r\n",
-                UnknownCoding,
-            ),
+            ("length 2^64", "Content-Length: 18446744073709551616\r\n", ContentLength),
+            ("length of 21 digits", "Content-Length: 100000000000000000000\r\n", ContentLength),
+            ("both", "Content-Length: 5\r\nTransfer-Encoding: chunked\r\n", BothFramings),
+            ("both, length 0", "Transfer-Encoding: chunked\r\nContent-Length: 0\r\n", BothFramings),
+            ("both, unknown", "Content-Length: 5\r\nTransfer-Encoding: gzip\r\n", BothFramings),
+            ("unknown coding", "Transfer-Encoding: gzip\r\n", UnknownCoding),
+            ("unknown, then chunked", "Transfer-Encoding: gzip, chunked\r\n", UnknownCoding),
+            ("unknown with parameter", "Transfer-Encoding: gzip;q=1\r\n", UnknownCoding),
+            ("nearly chunked", "Transfer-Encoding: xchunked\r\n", UnknownCoding),
             ("identity", "Transfer-Encoding: identity\r\n", UnknownCoding),
-            (
-                "chunked twice",
-                "Transfer-Encoding: chunked, chunked\r\n",
-                TransferEncoding,
-            ),
-            (
-                "chunked not last",
-                "Transfer-Encoding: chunked, gzip\r\n",
-                TransferEncoding,
-            ),
-            (
-                "chunked with parameter",
-                "Transfer-Encoding: chunked;a=b\r\n",
-                TransferEncoding,
-            ),
-            (
-                "chunked and semicolon",
-                "Transfer-Encoding: chunked ;\r\n",
-                TransferEncoding,
-            ),
-            (
-                "chunked, quoted",
-                "Transfer-Encoding: \"chunked\"\r\n",
-                TransferEncoding,
-            ),
+            ("chunked twice", "Transfer-Encoding: chunked, chunked\r\n", TransferEncoding),
+            ("chunked not last", "Transfer-Encoding: chunked, gzip\r\n", TransferEncoding),
+            ("chunked with parameter", "Transfer-Encoding: chunked;a=b\r\n", TransferEncoding),
+            ("chunked and semicolon", "Transfer-Encoding: chunked ;\r\n", TransferEncoding),
+            ("chunked, quoted", "Transfer-Encoding: \"chunked\"\r\n", TransferEncoding),
             ("empty coding", "Transfer-Encoding:\r\n", TransferEncoding),
-            (
-                "empty element first",
-                "Transfer-Encoding: , chunked\r\n",
-                TransferEncoding,
-            ),
-            (
-                "empty element last",
-                "Transfer-Encoding: chunked,\r\n",
-                TransferEncoding,
-            ),
+            ("empty element first", "Transfer-Encoding: , chunked\r\n", TransferEncoding),
+            ("empty element last", "Transfer-Encoding: chunked,\r\n", TransferEncoding),
             (
                 "two coding fields",
                 "Transfer-Encoding: gzip\r\nTransfer-Encoding: chunked\r\n",
@@ -721,11 +529,7 @@ mod tests {
             ),
             ("second Host", "Host: a\r\n", Host),
             ("other expectation", "Expect: 200-ok\r\n", Expectation),
-            (
-                "two expectations",
-                "Expect: 100-continue, a\r\n",
-                Expectation,
-            ),
+            ("two expectations", "Expect: 100-continue, a\r\n", Expectation),
             ("empty expectation", "Expect:\r\n", Expectation),
         ];
         for (name, fields, expected) in rows {
@@ -734,31 +538,11 @@ mod tests {
         }
         let rows: &[(&str, &str, HttpError)] = &[
             ("no Host", "GET / HTTP/1.1\r\n\r\n", Host),
-            (
-                "two Hosts in 1.0",
-                "GET / HTTP/1.0\r\nHost: a\r\nHost: a\r\n\r\n",
-                Host,
-            ),
-            (
-                "bad Host in 1.0",
-                "GET / HTTP/1.0\r\nHost: a b\r\n\r\n",
-                Host,
-            ),
-            (
-                "chunked in 1.0",
-                "POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n",
-                TransferEncoding,
-            ),
-            (
-                "gzip in 1.0",
-                "POST / HTTP/1.0\r\nTransfer-Encoding: gzip\r\n\r\n",
-                TransferEncoding,
-            ),
-            (
-                "expectation in 1.0",
-                "POST / HTTP/1.0\r\nExpect: a\r\n\r\n",
-                Expectation,
-            ),
+            ("two Hosts in 1.0", "GET / HTTP/1.0\r\nHost: a\r\nHost: a\r\n\r\n", Host),
+            ("bad Host in 1.0", "GET / HTTP/1.0\r\nHost: a b\r\n\r\n", Host),
+            ("chunked in 1.0", "POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n", TransferEncoding),
+            ("gzip in 1.0", "POST / HTTP/1.0\r\nTransfer-Encoding: gzip\r\n\r\n", TransferEncoding),
+            ("expectation in 1.0", "POST / HTTP/1.0\r\nExpect: a\r\n\r\n", Expectation),
         ];
         for (name, input, expected) in rows {
             assert_refused(name, input.as_bytes(), *expected);
@@ -840,15 +624,8 @@ mod tests {
         for (line, method, path, query) in rows {
             let input = format!("{line}\r\nHost: a\r\n\r\n");
             let head = accepted(line, input.as_bytes());
-            assert_eq!(
-                (head.method, head.path, head.query),
-                (*method, *path, *query),
-                "{line}"
-            );
-            assert_eq!(
-                (head.minor, head.framing, head.len),
-                (1, Framing::None, input.len())
-            );
+            assert_eq!((head.method, head.path, head.query), (*method, *path, *query), "{line}");
+            assert_eq!((head.minor, head.framing, head.len), (1, Framing::None, input.len()));
         }
     }
 
@@ -857,31 +634,15 @@ mod tests {
         let rows: &[(&str, Framing, bool)] = &[
             ("", Framing::None, false),
             ("Content-Length: 0\r\n", Framing::None, false),
-            (
-                "Content-Length: 0\r\nExpect: 100-continue\r\n",
-                Framing::None,
-                false,
-            ),
+            ("Content-Length: 0\r\nExpect: 100-continue\r\n", Framing::None, false),
             ("Expect: 100-continue\r\n", Framing::None, false),
             ("content-length:5\r\n", Framing::Length(5), false),
             ("Content-Length: \t005 \t\r\n", Framing::Length(5), false),
-            (
-                "Content-Length: 18446744073709551615\r\n",
-                Framing::Length(u64::MAX),
-                false,
-            ),
-            (
-                "Content-Length: 5\r\nExpect: 100-Continue\r\n",
-                Framing::Length(5),
-                true,
-            ),
+            ("Content-Length: 18446744073709551615\r\n", Framing::Length(u64::MAX), false),
+            ("Content-Length: 5\r\nExpect: 100-Continue\r\n", Framing::Length(5), true),
             ("Transfer-Encoding: chunked\r\n", Framing::Chunked, false),
             ("TRANSFER-ENCODING:  Chunked \r\n", Framing::Chunked, false),
-            (
-                "Transfer-Encoding: chunked\r\nExpect: 100-continue\r\n",
-                Framing::Chunked,
-                true,
-            ),
+            ("Transfer-Encoding: chunked\r\nExpect: 100-continue\r\n", Framing::Chunked, true),
         ];
         for (fields, framing, expect_continue) in rows {
             let input = format!("POST / HTTP/1.1\r\nHost: a\r\n{fields}\r\n");
@@ -920,17 +681,11 @@ mod tests {
 
     #[test]
     fn gives_the_fields() {
-        let input =
-            b"GET / HTTP/1.1\r\nHost: a\r\nX-A:\t b c \t\r\nx-a: d\r\nEmpty:\r\nT: \xe4:\r\n\r\n";
+        let input = b"GET / HTTP/1.1\r\nHost: a\r\nX-A:\t b c \t\r\nx-a: d\r\nEmpty:\r\nT: \xe4:\r\n\r\n";
         let head = accepted("fields", input);
         let fields: Vec<_> = head.headers().collect();
-        let expected: [(&str, &[u8]); 5] = [
-            ("Host", b"a"),
-            ("X-A", b"b c"),
-            ("x-a", b"d"),
-            ("Empty", b""),
-            ("T", b"\xe4:"),
-        ];
+        let expected: [(&str, &[u8]); 5] =
+            [("Host", b"a"), ("X-A", b"b c"), ("x-a", b"d"), ("Empty", b""), ("T", b"\xe4:")];
         assert_eq!(fields, expected);
         assert_eq!(head.header("x-A"), Some(&b"b c"[..]));
         assert_eq!(head.header("empty"), Some(&b""[..]));
@@ -953,123 +708,65 @@ mod tests {
         let head = parse_head(rest, &mut scan, &limits).unwrap().unwrap();
         assert_eq!((head.path, head.len), ("/b", second.len()));
         let rest = &rest[second.len()..];
-        assert_eq!(
-            parse_head(rest, &mut scan, &limits),
-            Err(HttpError::ControlByte)
-        );
+        assert_eq!(parse_head(rest, &mut scan, &limits), Err(HttpError::ControlByte));
     }
 
     #[test]
     fn is_not_whole_before_its_last_byte() {
         let input = b"\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n";
         for end in 0..input.len() {
-            assert_eq!(
-                parse(&input[..end], &Limits::default()),
-                Ok(None),
-                "{end} bytes"
-            );
+            assert_eq!(parse(&input[..end], &Limits::default()), Ok(None), "{end} bytes");
         }
     }
 
     #[test]
     fn holds_the_limits_exactly() {
-        let limits = Limits {
-            head_bytes: 4096,
-            target_bytes: 64,
-            ..Limits::default()
-        };
-        let with_line = |length: usize| {
-            format!(
-                "GET /{} HTTP/1.1\r\nHost: a\r\n\r\n",
-                "a".repeat(length - 14)
-            )
-        };
-        let with_head = |length: usize| {
-            format!(
-                "GET / HTTP/1.1\r\nHost: a\r\nA: {}\r\n\r\n",
-                "a".repeat(length - 32)
-            )
-        };
-        let with_fields = |count: usize| {
-            format!(
-                "GET / HTTP/1.1\r\nHost: a\r\n{}\r\n",
-                "A: b\r\n".repeat(count - 1)
-            )
-        };
+        let limits = Limits { head_bytes: 4096, target_bytes: 64, ..Limits::default() };
+        let with_line =
+            |length: usize| format!("GET /{} HTTP/1.1\r\nHost: a\r\n\r\n", "a".repeat(length - 14));
+        let with_head =
+            |length: usize| format!("GET / HTTP/1.1\r\nHost: a\r\nA: {}\r\n\r\n", "a".repeat(length - 32));
+        let with_fields =
+            |count: usize| format!("GET / HTTP/1.1\r\nHost: a\r\n{}\r\n", "A: b\r\n".repeat(count - 1));
         let rows = [
             ("line at the limit", with_line(64), None),
             ("line above", with_line(65), Some(HttpError::TargetTooLong)),
-            (
-                "line far above",
-                with_line(5000),
-                Some(HttpError::TargetTooLong),
-            ),
+            ("line far above", with_line(5000), Some(HttpError::TargetTooLong)),
             ("head at the limit", with_head(4096), None),
             ("head above", with_head(4097), Some(HttpError::HeadTooLarge)),
-            (
-                "head far above",
-                with_head(9000),
-                Some(HttpError::HeadTooLarge),
-            ),
+            ("head far above", with_head(9000), Some(HttpError::HeadTooLarge)),
             ("fields at the limit", with_fields(MAX_HEADERS), None),
-            (
-                "fields above",
-                with_fields(MAX_HEADERS + 1),
-                Some(HttpError::TooManyFields),
-            ),
+            ("fields above", with_fields(MAX_HEADERS + 1), Some(HttpError::TooManyFields)),
         ];
         for (name, input, error) in rows {
             let input = input.as_bytes();
             let whole = parse(input, &limits);
             assert_eq!(whole.err(), error, "{name}");
-            assert_eq!(
-                parse_in_pieces(input, 0..=input.len(), &limits),
-                whole,
-                "{name}"
-            );
+            assert_eq!(parse_in_pieces(input, 0..=input.len(), &limits), whole, "{name}");
             assert!(whole.is_err() || matches!(whole, Ok(Some(_))), "{name}");
         }
     }
 
     #[test]
     fn refuses_too_much_at_once() {
-        let limits = Limits {
-            head_bytes: 4096,
-            target_bytes: 64,
-            ..Limits::default()
-        };
+        let limits = Limits { head_bytes: 4096, target_bytes: 64, ..Limits::default() };
         let line = "G".repeat(64);
         assert_eq!(parse(line.as_bytes(), &limits), Ok(None));
-        assert_eq!(
-            parse(format!("{line}G").as_bytes(), &limits),
-            Err(HttpError::TargetTooLong)
-        );
+        assert_eq!(parse(format!("{line}G").as_bytes(), &limits), Err(HttpError::TargetTooLong));
         let head = format!("GET / HTTP/1.1\r\nA: {}", "a".repeat(4096 - 20));
         assert_eq!(parse(head.as_bytes(), &limits), Ok(None));
-        assert_eq!(
-            parse(format!("{head}a").as_bytes(), &limits),
-            Err(HttpError::HeadTooLarge)
-        );
+        assert_eq!(parse(format!("{head}a").as_bytes(), &limits), Err(HttpError::HeadTooLarge));
         let fields = format!("GET / HTTP/1.1\r\n{}", "A: b\r\n".repeat(MAX_HEADERS));
         assert_eq!(parse(fields.as_bytes(), &limits), Ok(None));
-        assert_eq!(
-            parse(format!("{fields}A: b\r\n").as_bytes(), &limits),
-            Err(HttpError::TooManyFields)
-        );
+        assert_eq!(parse(format!("{fields}A: b\r\n").as_bytes(), &limits), Err(HttpError::TooManyFields));
     }
 
     #[test]
     fn searches_no_byte_twice() {
-        let input = format!(
-            "GET / HTTP/1.1\r\nHost: a\r\nA: {}\r\n\r\n",
-            "a".repeat(9000)
-        );
+        let input = format!("GET / HTTP/1.1\r\nHost: a\r\nA: {}\r\n\r\n", "a".repeat(9000));
         let mut scan = HeadScan::default();
         for end in 1..input.len() {
-            assert_eq!(
-                parse_head(&input.as_bytes()[..end], &mut scan, &Limits::default()),
-                Ok(None)
-            );
+            assert_eq!(parse_head(&input.as_bytes()[..end], &mut scan, &Limits::default()), Ok(None));
             assert!(scan.at + 1 >= end, "at {} of {end}", scan.at);
         }
     }
@@ -1084,10 +781,7 @@ mod tests {
 
     #[test]
     fn keeps_credentials_out_of_debug() {
-        let head = accepted(
-            "secret",
-            b"GET /a?token=secret HTTP/1.0\r\nAuthorization: secret\r\n\r\n",
-        );
+        let head = accepted("secret", b"GET /a?token=secret HTTP/1.0\r\nAuthorization: secret\r\n\r\n");
         let text = format!("{head:?}");
         assert!(text.contains("/a") && !text.contains("secret"), "{text}");
         assert!(!text.contains("115, 101, 99"), "{text}");
@@ -1117,29 +811,21 @@ mod tests {
             "A: a long enough value to fill several blocks of sixteen bytes each\r\n",
         ]);
         let change = (any::<prop::sample::Index>(), any::<u8>());
-        (
-            line,
-            prop::collection::vec(field, 0..8),
-            prop::collection::vec(change, 0..3),
-        )
-            .prop_map(|(line, fields, changes)| {
-                let mut bytes =
-                    format!("{line}Host: a\r\n{}\r\nnext", fields.concat()).into_bytes();
+        (line, prop::collection::vec(field, 0..8), prop::collection::vec(change, 0..3)).prop_map(
+            |(line, fields, changes)| {
+                let mut bytes = format!("{line}Host: a\r\n{}\r\nnext", fields.concat()).into_bytes();
                 for (index, byte) in changes {
                     let at = index.index(bytes.len());
                     bytes[at] = byte;
                 }
                 bytes
-            })
+            },
+        )
     }
 
     fn assert_split_invariant(input: &[u8], mut cuts: Vec<usize>) -> Result<(), TestCaseError> {
         // Low limits, so that some inputs meet them.
-        let limits = Limits {
-            head_bytes: 200,
-            target_bytes: 40,
-            ..Limits::default()
-        };
+        let limits = Limits { head_bytes: 200, target_bytes: 40, ..Limits::default() };
         cuts.sort_unstable();
         prop_assert_eq!(parse_in_pieces(input, cuts, &limits), parse(input, &limits));
         Ok(())

@@ -37,11 +37,7 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self {
-            head_bytes: 16 * 1024,
-            target_bytes: 8 * 1024,
-            body_bytes: 8 * 1024 * 1024,
-        }
+        Self { head_bytes: 16 * 1024, target_bytes: 8 * 1024, body_bytes: 8 * 1024 * 1024 }
     }
 }
 
@@ -161,9 +157,7 @@ impl HttpError {
             Self::HeadTooLarge => "the header or trailer section is too large",
             Self::TooManyFields => "there are too many header fields",
             Self::BodyTooLarge => "the body is too large",
-            Self::ChunkOverhead => {
-                "there is too much chunk framing for so little body; send larger chunks"
-            }
+            Self::ChunkOverhead => "there is too much chunk framing for so little body; send larger chunks",
             Self::Chunk => "the chunked body is malformed",
             Self::Trailer => "a trailer field must be: name, colon, value, on one line",
         }
@@ -257,8 +251,7 @@ mod tests {
                     let len = head.len;
                     pending.drain(..len);
                 }
-                let (Some(body), Some((_, _, content))) = (&mut decoder, requests.last_mut())
-                else {
+                let (Some(body), Some((_, _, content))) = (&mut decoder, requests.last_mut()) else {
                     break;
                 };
                 let progress = body.advance(&pending, content).unwrap();

@@ -62,10 +62,7 @@ impl Response<'_> {
 /// chunks (RFC 9112 section 6.3, last case). Proxies are told not to store, transform or hold back any of it.
 ///
 /// `fields` as in [`Response::write`], and the same is returned.
-pub fn stream_head<'f>(
-    fields: impl IntoIterator<Item = (&'f str, &'f str)>,
-    out: &mut Vec<u8>,
-) -> usize {
+pub fn stream_head<'f>(fields: impl IntoIterator<Item = (&'f str, &'f str)>, out: &mut Vec<u8>) -> usize {
     status_line(200, out);
     out.extend_from_slice(
         b"Content-Type: text/event-stream\r\n\
@@ -120,14 +117,8 @@ fn status_line(status: u16, out: &mut Vec<u8>) {
 }
 
 /// Appends `fields` and the empty line; returns how many were dropped.
-fn write_fields<'f>(
-    fields: impl IntoIterator<Item = (&'f str, &'f str)>,
-    out: &mut Vec<u8>,
-) -> usize {
-    let dropped = fields
-        .into_iter()
-        .map(|(name, value)| write_field(name, value, out))
-        .sum();
+fn write_fields<'f>(fields: impl IntoIterator<Item = (&'f str, &'f str)>, out: &mut Vec<u8>) -> usize {
+    let dropped = fields.into_iter().map(|(name, value)| write_field(name, value, out)).sum();
     out.extend_from_slice(b"\r\n");
     dropped
 }
@@ -187,11 +178,7 @@ mod tests {
             ),
             (
                 "close",
-                Response {
-                    status: 404,
-                    keep_alive: false,
-                    ..OK
-                },
+                Response { status: 404, keep_alive: false, ..OK },
                 "HTTP/1.1 404 Not Found\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\
                  Connection: close\r\n\r\n{}",
             ),
@@ -203,53 +190,29 @@ mod tests {
             ),
             (
                 "HTTP/1.0 that does not",
-                Response {
-                    minor: 0,
-                    keep_alive: false,
-                    ..OK
-                },
+                Response { minor: 0, keep_alive: false, ..OK },
                 "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\
                  Connection: close\r\n\r\n{}",
             ),
             (
                 "HEAD",
-                Response {
-                    head_only: true,
-                    ..OK
-                },
+                Response { head_only: true, ..OK },
                 "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n",
             ),
             (
                 "empty",
-                Response {
-                    body: b"",
-                    content_type: "",
-                    ..OK
-                },
+                Response { body: b"", content_type: "", ..OK },
                 "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n",
             ),
-            (
-                "204",
-                Response { status: 204, ..OK },
-                "HTTP/1.1 204 No Content\r\n\r\n",
-            ),
+            ("204", Response { status: 204, ..OK }, "HTTP/1.1 204 No Content\r\n\r\n"),
             (
                 "304",
-                Response {
-                    status: 304,
-                    keep_alive: false,
-                    ..OK
-                },
+                Response { status: 304, keep_alive: false, ..OK },
                 "HTTP/1.1 304 Not Modified\r\nConnection: close\r\n\r\n",
             ),
             (
                 "status without phrase",
-                Response {
-                    status: 599,
-                    body: b"",
-                    content_type: "",
-                    ..OK
-                },
+                Response { status: 599, body: b"", content_type: "", ..OK },
                 "HTTP/1.1 599 \r\nContent-Length: 0\r\n\r\n",
             ),
         ];
@@ -284,13 +247,7 @@ mod tests {
             let response = Response { body: b"", ..OK };
             assert_eq!(written(response, &fields), (expected, dropped), "{case}");
         }
-        let (text, dropped) = written(
-            Response {
-                content_type: "a\r\nb: c",
-                ..OK
-            },
-            &[],
-        );
+        let (text, dropped) = written(Response { content_type: "a\r\nb: c", ..OK }, &[]);
         assert_eq!((text.contains("b: c"), dropped), (false, 1));
     }
 
@@ -306,16 +263,11 @@ mod tests {
 
     #[test]
     fn every_refusal_has_a_phrase() {
-        for status in [
-            400, 401, 403, 404, 405, 413, 414, 417, 422, 429, 431, 500, 501, 503, 505, 507,
-        ] {
+        for status in [400, 401, 403, 404, 405, 413, 414, 417, 422, 429, 431, 500, 501, 503, 505, 507] {
             assert_ne!(reason_phrase(status), "", "{status}");
         }
         assert_eq!(reason_phrase(299), "");
-        assert_eq!(
-            CONTINUE,
-            format!("HTTP/1.1 100 {}\r\n\r\n", reason_phrase(100)).as_bytes()
-        );
+        assert_eq!(CONTINUE, format!("HTTP/1.1 100 {}\r\n\r\n", reason_phrase(100)).as_bytes());
     }
 
     proptest! {

@@ -34,9 +34,7 @@ pub fn ingest(kind: Kind, request: &Request<'_>, now: u64) -> Result<Batch, Refu
 fn is_ndjson(head: &Head<'_>) -> bool {
     head.header("content-type").is_some_and(|value| {
         let essence = value.split(|&byte| byte == b';').next().unwrap_or_default();
-        essence
-            .trim_ascii()
-            .eq_ignore_ascii_case(b"application/x-ndjson")
+        essence.trim_ascii().eq_ignore_ascii_case(b"application/x-ndjson")
     })
 }
 
@@ -53,22 +51,14 @@ struct Rows<'a> {
 
 impl<'a> Rows<'a> {
     fn read_array(&mut self) -> Result<(), Refusal> {
-        self.cursor
-            .enter(Type::Array)
-            .map_err(|error| self.broken(error))?;
-        while self
-            .cursor
-            .more(Type::Array, self.batch.is_empty())
-            .map_err(|error| self.broken(error))?
-        {
+        self.cursor.enter(Type::Array).map_err(|error| self.broken(error))?;
+        while self.cursor.more(Type::Array, self.batch.is_empty()).map_err(|error| self.broken(error))? {
             self.read_row()?;
         }
         if self.batch.is_empty() {
             return Err(Refusal::Invalid("the array is empty".into()));
         }
-        self.cursor
-            .end()
-            .map_err(|_| Refusal::Invalid("bytes after the end of the array".into()))
+        self.cursor.end().map_err(|_| Refusal::Invalid("bytes after the end of the array".into()))
     }
 
     fn read_lines(&mut self, body: &[u8]) -> Result<(), Refusal> {
@@ -119,14 +109,8 @@ impl<'a> Rows<'a> {
     fn read_members(&mut self) -> Result<(), Refusal> {
         self.members.clear();
         let mut length = 0;
-        self.cursor
-            .enter(Type::Object)
-            .map_err(|error| self.broken(error))?;
-        while self
-            .cursor
-            .more(Type::Object, self.members.is_empty())
-            .map_err(|error| self.broken(error))?
-        {
+        self.cursor.enter(Type::Object).map_err(|error| self.broken(error))?;
+        while self.cursor.more(Type::Object, self.members.is_empty()).map_err(|error| self.broken(error))? {
             let member = self.cursor.member().map_err(|error| self.broken(error))?;
             // Here already, so that a row of a million tiny members does not fill the memory with slices.
             length += member.raw.len();
@@ -143,9 +127,8 @@ impl<'a> Rows<'a> {
     /// may say. A reading's timestamp goes first and so is left out here.
     fn unwrap_or_strip(&mut self) -> Result<(), Refusal> {
         if let Some(inner) = enveloped(self.kind, &self.members) {
-            let inner = json::object(inner.raw)
-                .and_then(Iterator::collect)
-                .map_err(|error| self.broken(error))?;
+            let inner =
+                json::object(inner.raw).and_then(Iterator::collect).map_err(|error| self.broken(error))?;
             self.members = inner;
         } else if self.kind == Kind::Telemetry {
             self.members.retain(|member| {
@@ -158,19 +141,11 @@ impl<'a> Rows<'a> {
     }
 
     fn broken(&self, error: JsonError) -> Refusal {
-        Refusal::InvalidRow {
-            row: self.batch.len(),
-            syntax: true,
-            message: error.what,
-        }
+        Refusal::InvalidRow { row: self.batch.len(), syntax: true, message: error.what }
     }
 
     fn wrong(&self, message: &'static str) -> Refusal {
-        Refusal::InvalidRow {
-            row: self.batch.len(),
-            syntax: false,
-            message,
-        }
+        Refusal::InvalidRow { row: self.batch.len(), syntax: false, message }
     }
 }
 
@@ -193,10 +168,8 @@ fn place<'a>(members: &[Member<'a>]) -> Result<Place<'a>, &'static str> {
             return Err("timestamp is given twice");
         }
     }
-    let well_id =
-        json::string(well_id.ok_or("well_id is required")?).ok_or("well_id must be a string")?;
-    let is_moment =
-        |raw| json::string(raw).is_some_and(|text| time::parse_rfc3339(&text).is_some());
+    let well_id = json::string(well_id.ok_or("well_id is required")?).ok_or("well_id must be a string")?;
+    let is_moment = |raw| json::string(raw).is_some_and(|text| time::parse_rfc3339(&text).is_some());
     if timestamp.is_some_and(|raw| !is_moment(raw)) {
         return Err("timestamp must be an RFC 3339 string");
     }
@@ -239,11 +212,7 @@ fn check_alert(members: &[Member<'_>]) -> Result<(), &'static str> {
 /// The bytes that [`write_body`] will append. (Every member is followed by a comma or the closing brace.)
 fn body_length(time: Option<&[u8]>, members: &[Member<'_>]) -> usize {
     let time = time.map_or(0, |time| "\"timestamp\":,".len() + time.len());
-    1 + time
-        + members
-            .iter()
-            .map(|member| member.raw.len() + 1)
-            .sum::<usize>()
+    1 + time + members.iter().map(|member| member.raw.len() + 1).sum::<usize>()
 }
 
 /// Appends a body on one line. There is a time or a member.
@@ -254,9 +223,7 @@ fn write_body(time: Option<&[u8]>, members: &[Member<'_>], out: &mut Vec<u8>) {
         out.extend_from_slice(time);
         put(out, if members.is_empty() { "" } else { "," });
     }
-    write_list(members, out, |member, out| {
-        json::write_line(member.raw, out)
-    });
+    write_list(members, out, |member, out| json::write_line(member.raw, out));
     put(out, "}");
 }
 
@@ -293,19 +260,11 @@ mod tests {
     }
 
     fn wrong(row: usize, message: &'static str) -> Refusal {
-        Refusal::InvalidRow {
-            row,
-            syntax: false,
-            message,
-        }
+        Refusal::InvalidRow { row, syntax: false, message }
     }
 
     fn broken(row: usize, message: &'static str) -> Refusal {
-        Refusal::InvalidRow {
-            row,
-            syntax: true,
-            message,
-        }
+        Refusal::InvalidRow { row, syntax: true, message }
     }
 
     #[test]
@@ -314,27 +273,12 @@ mod tests {
         let b = r#"wells/B {"timestamp":"2025-11-20T10:30:00Z","x":2}"#;
         for (body, expected) in [
             (r#"{"well_id":"A","x":1}"#, &[a][..]),
-            (
-                " \r\n{\r\n  \"well_id\": \"A\",\r\n  \"x\":1\r\n}\r\n",
-                &[a],
-            ),
+            (" \r\n{\r\n  \"well_id\": \"A\",\r\n  \"x\":1\r\n}\r\n", &[a]),
             (r#"[{"well_id":"A","x":1}]"#, &[a]),
-            (
-                r#" [ {"well_id":"A","x":1} , {"x":2,"well_id":"B"} ] "#,
-                &[a, b],
-            ),
-            (
-                "{\"well_id\":\"A\",\"x\":1}\n{\"well_id\":\"B\",\"x\":2}",
-                &[a, b],
-            ),
-            (
-                "\n\n{\"well_id\":\"A\",\"x\":1}\r\n \r\n\t{\"well_id\":\"B\",\"x\":2}\r\n\n",
-                &[a, b],
-            ),
-            (
-                "{\"well_id\":\"A\",\n\"x\":1}\n{\n\"well_id\":\"B\",\"x\":2}",
-                &[a, b],
-            ),
+            (r#" [ {"well_id":"A","x":1} , {"x":2,"well_id":"B"} ] "#, &[a, b]),
+            ("{\"well_id\":\"A\",\"x\":1}\n{\"well_id\":\"B\",\"x\":2}", &[a, b]),
+            ("\n\n{\"well_id\":\"A\",\"x\":1}\r\n \r\n\t{\"well_id\":\"B\",\"x\":2}\r\n\n", &[a, b]),
+            ("{\"well_id\":\"A\",\n\"x\":1}\n{\n\"well_id\":\"B\",\"x\":2}", &[a, b]),
         ] {
             assert_eq!(rows(Kind::Telemetry, body).unwrap(), expected, "{body}");
         }
@@ -347,17 +291,9 @@ mod tests {
             ("text/plain", false),
         ] {
             let field = format!("Content-Type: {kind}\r\n");
-            assert_eq!(
-                batch(Kind::Telemetry, &field, lines).unwrap().len(),
-                2,
-                "{kind}"
-            );
+            assert_eq!(batch(Kind::Telemetry, &field, lines).unwrap().len(), 2, "{kind}");
             let array = batch(Kind::Telemetry, &field, array).map(|batch| batch.len());
-            let expected = if lines_only {
-                Err(wrong(0, "a row must be an object"))
-            } else {
-                Ok(1)
-            };
+            let expected = if lines_only { Err(wrong(0, "a row must be an object")) } else { Ok(1) };
             assert_eq!(array, expected, "{kind}");
         }
     }
@@ -377,10 +313,7 @@ mod tests {
                 r#"{"timestamp":"2025-11-20T10\u003a30:01Z","well_id":"A"}"#,
                 r#"wells/A {"timestamp":"2025-11-20T10\u003a30:01Z"}"#,
             ),
-            (
-                r#"{"well_id":"A"}"#,
-                r#"wells/A {"timestamp":"2025-11-20T10:30:00Z"}"#,
-            ),
+            (r#"{"well_id":"A"}"#, r#"wells/A {"timestamp":"2025-11-20T10:30:00Z"}"#),
             (
                 r#"{"well_id":"A","telemetry_id":7,"x":1,"telemetry_id":8}"#,
                 r#"wells/A {"timestamp":"2025-11-20T10:30:00Z","x":1}"#,
@@ -397,18 +330,9 @@ mod tests {
                 r#"{"well_id":"A","x":1,"x":2,"nested":{"well_id":"B","timestamp":5,"telemetry_id":1}}"#,
                 r#"wells/A {"timestamp":"2025-11-20T10:30:00Z","x":1,"x":2,"nested":{"well_id":"B","timestamp":5,"telemetry_id":1}}"#,
             ),
-            (
-                r#"{"well\u005fid":"\u0041"}"#,
-                r#"wells/A {"timestamp":"2025-11-20T10:30:00Z"}"#,
-            ),
-            (
-                r#"{"well_id":"a/+#%"}"#,
-                r#"wells/a%2F%2B%23%25 {"timestamp":"2025-11-20T10:30:00Z"}"#,
-            ),
-            (
-                r#"{"well_id":"بئر"}"#,
-                r#"wells/%D8%A8%D8%A6%D8%B1 {"timestamp":"2025-11-20T10:30:00Z"}"#,
-            ),
+            (r#"{"well\u005fid":"\u0041"}"#, r#"wells/A {"timestamp":"2025-11-20T10:30:00Z"}"#),
+            (r#"{"well_id":"a/+#%"}"#, r#"wells/a%2F%2B%23%25 {"timestamp":"2025-11-20T10:30:00Z"}"#),
+            (r#"{"well_id":"بئر"}"#, r#"wells/%D8%A8%D8%A6%D8%B1 {"timestamp":"2025-11-20T10:30:00Z"}"#),
         ] {
             assert_eq!(rows(Kind::Telemetry, reading).unwrap(), [body]);
         }
@@ -427,7 +351,10 @@ mod tests {
             (r#"{"well_id":["A"]}"#.into(), wrong(0, "well_id must be a string")),
             (r#"{"well_id":"A","well_id":"A"}"#.into(), wrong(0, "well_id is given twice")),
             (r#"{"well_id":"A","well\u005fid":"B"}"#.into(), wrong(0, "well_id is given twice")),
-            (r#"{"well_id":"A","timestamp":1763634600}"#.into(), wrong(0, "timestamp must be an RFC 3339 string")),
+            (
+                r#"{"well_id":"A","timestamp":1763634600}"#.into(),
+                wrong(0, "timestamp must be an RFC 3339 string"),
+            ),
             (r#"{"well_id":"A","timestamp":null}"#.into(), wrong(0, "timestamp must be an RFC 3339 string")),
             (r#"{"well_id":"A","timestamp":"now"}"#.into(), wrong(0, "timestamp must be an RFC 3339 string")),
             (
@@ -435,7 +362,8 @@ mod tests {
                 wrong(0, "timestamp must be an RFC 3339 string"),
             ),
             (
-                r#"{"well_id":"A","timestamp":"2025-11-20T10:30:00Z","timestamp":"2025-11-20T10:30:00Z"}"#.into(),
+                r#"{"well_id":"A","timestamp":"2025-11-20T10:30:00Z","timestamp":"2025-11-20T10:30:00Z"}"#
+                    .into(),
                 wrong(0, "timestamp is given twice"),
             ),
             ("7".into(), wrong(0, "a row must be an object")),
@@ -467,17 +395,13 @@ mod tests {
         ] {
             assert_eq!(rows(Kind::Telemetry, &body), Err(refusal), "{body}");
         }
-        assert_eq!(
-            batch(Kind::Telemetry, "", b"{\"well_id\":\"\xff\"}"),
-            Err(broken(0, "not UTF-8")),
-        );
+        assert_eq!(batch(Kind::Telemetry, "", b"{\"well_id\":\"\xff\"}"), Err(broken(0, "not UTF-8")),);
     }
 
     #[test]
     fn rows_have_limits() {
-        let reading = |well: &str, fill: usize| {
-            format!(r#"{{"well_id":"{well}","x":"{}"}}"#, "y".repeat(fill))
-        };
+        let reading =
+            |well: &str, fill: usize| format!(r#"{{"well_id":"{well}","x":"{}"}}"#, "y".repeat(fill));
         assert!(rows(Kind::Telemetry, &reading(&"w".repeat(128), 0)).is_ok());
         assert_eq!(
             rows(Kind::Telemetry, &reading(&"w".repeat(129), 0)),
@@ -486,47 +410,30 @@ mod tests {
         assert!(rows(Kind::Telemetry, &reading(&"/".repeat(83), 0)).is_ok());
         assert_eq!(
             rows(Kind::Telemetry, &reading(&"/".repeat(84), 0)),
-            Err(wrong(
-                0,
-                "well_id is longer than 249 bytes, percent-encoded"
-            ))
+            Err(wrong(0, "well_id is longer than 249 bytes, percent-encoded"))
         );
 
         let around = r#"{"timestamp":"2025-11-20T10:30:00Z","x":""}"#.len();
-        let longest = batch(
-            Kind::Telemetry,
-            "",
-            reading("A", MAX_ROW_BYTES - around).as_bytes(),
-        )
-        .unwrap();
+        let longest = batch(Kind::Telemetry, "", reading("A", MAX_ROW_BYTES - around).as_bytes()).unwrap();
         assert_eq!(longest.rows().next().unwrap().body.len(), MAX_ROW_BYTES);
         for body in [
             reading("A", MAX_ROW_BYTES - around + 1),
             reading("A", 10 * MAX_ROW_BYTES),
             format!("{{\"well_id\":\"A\"{}}}", ",\"\":0".repeat(MAX_ROW_BYTES)),
-            format!(
-                "{{\"well_id\":\"A\",\"telemetry_id\":\"{}\"}}",
-                "y".repeat(MAX_ROW_BYTES)
-            ),
+            format!("{{\"well_id\":\"A\",\"telemetry_id\":\"{}\"}}", "y".repeat(MAX_ROW_BYTES)),
         ] {
             assert_eq!(rows(Kind::Telemetry, &body), Err(TOO_LONG_A_ROW));
         }
 
         let many = r#"{"well_id":"A"},"#.repeat(MAX_ROWS - 1);
         let most = format!("[{many}{{\"well_id\":\"A\"}}]");
-        assert_eq!(
-            batch(Kind::Telemetry, "", most.as_bytes()).unwrap().len(),
-            MAX_ROWS
-        );
+        assert_eq!(batch(Kind::Telemetry, "", most.as_bytes()).unwrap().len(), MAX_ROWS);
         let more = format!("[{many}{many}{{\"well_id\":\"A\"}}]");
         assert_eq!(
             batch(Kind::Telemetry, "", more.as_bytes()),
             Err(Refusal::TooLarge("a request may have at most 100000 rows"))
         );
-        assert_eq!(
-            batch(Kind::Telemetry, "", &[b'['; 1 << 20]),
-            Err(broken(0, "nested too deeply"))
-        );
+        assert_eq!(batch(Kind::Telemetry, "", &[b'['; 1 << 20]), Err(broken(0, "nested too deeply")));
     }
 
     #[test]
@@ -535,10 +442,7 @@ mod tests {
         for (alert, expected) in [
             (r#"{"well_id":"A","type":"hot","value":5.20}"#, Ok(body)),
             (r#"{"type":"hot","well_id":"A","value":5.20}"#, Ok(body)),
-            (
-                r#"{"well_id":"A","alert":{"type":"hot","value":5.20}}"#,
-                Ok(body),
-            ),
+            (r#"{"well_id":"A","alert":{"type":"hot","value":5.20}}"#, Ok(body)),
             (
                 r#"{"event":"alert","timestamp":"2025-11-20T10:30:00Z","well_id":"A","alert":{"type":"hot","value":5.20}}"#,
                 Ok(body),
@@ -547,45 +451,23 @@ mod tests {
                 r#"{"well_id":"A","type":"hot","alert":{"x":1}}"#,
                 Ok(r#"wells/A {"type":"hot","alert":{"x":1}}"#),
             ),
-            (
-                r#"{"well_id":"A","type":"hot","alert":true}"#,
-                Ok(r#"wells/A {"type":"hot","alert":true}"#),
-            ),
+            (r#"{"well_id":"A","type":"hot","alert":true}"#, Ok(r#"wells/A {"type":"hot","alert":true}"#)),
             (
                 r#"{"well_id":"A","timestamp":"2025-11-20T10:00:00Z","type":"hot","telemetry_id":3}"#,
                 Ok(r#"wells/A {"timestamp":"2025-11-20T10:00:00Z","type":"hot","telemetry_id":3}"#),
             ),
             (r#"{"well_id":"A"}"#, Err(wrong(0, "type is required"))),
-            (
-                r#"{"well_id":"A","alert":{}}"#,
-                Err(wrong(0, "type is required")),
-            ),
-            (
-                r#"{"well_id":"A","alert":{"x":1}}"#,
-                Err(wrong(0, "type is required")),
-            ),
-            (
-                r#"{"well_id":"A","type":5}"#,
-                Err(wrong(0, "type must be a string")),
-            ),
-            (
-                r#"{"well_id":"A","type":"hot","type":5}"#,
-                Err(wrong(0, "type must be a string")),
-            ),
-            (
-                r#"{"alert":{"well_id":"A","type":"hot"}}"#,
-                Err(wrong(0, "well_id is required")),
-            ),
+            (r#"{"well_id":"A","alert":{}}"#, Err(wrong(0, "type is required"))),
+            (r#"{"well_id":"A","alert":{"x":1}}"#, Err(wrong(0, "type is required"))),
+            (r#"{"well_id":"A","type":5}"#, Err(wrong(0, "type must be a string"))),
+            (r#"{"well_id":"A","type":"hot","type":5}"#, Err(wrong(0, "type must be a string"))),
+            (r#"{"alert":{"well_id":"A","type":"hot"}}"#, Err(wrong(0, "well_id is required"))),
             (
                 r#"{"well_id":"A","type":"hot","timestamp":5}"#,
                 Err(wrong(0, "timestamp must be an RFC 3339 string")),
             ),
         ] {
-            assert_eq!(
-                rows(Kind::Alert, alert),
-                expected.map(|row| vec![row.to_owned()]),
-                "{alert}"
-            );
+            assert_eq!(rows(Kind::Alert, alert), expected.map(|row| vec![row.to_owned()]), "{alert}");
         }
         let two = "{\"well_id\":\"A\",\"type\":\"hot\",\"value\":5.20}\n{\"well_id\":\"A\"}";
         assert_eq!(rows(Kind::Alert, two), Err(wrong(1, "type is required")));
@@ -595,22 +477,13 @@ mod tests {
     fn diagnostics_are_any_object() {
         for (diagnostic, body) in [
             (r#"{"well_id":"A","cpu":0.50}"#, r#"wells/A {"cpu":0.50}"#),
-            (
-                r#"{"well_id":"A","diagnostic":{"cpu":0.50}}"#,
-                r#"wells/A {"cpu":0.50}"#,
-            ),
+            (r#"{"well_id":"A","diagnostic":{"cpu":0.50}}"#, r#"wells/A {"cpu":0.50}"#),
             (
                 r#"{"well_id":"A","x":1,"diagnostic":{"cpu":0.50}}"#,
                 r#"wells/A {"x":1,"diagnostic":{"cpu":0.50}}"#,
             ),
-            (
-                r#"{"well_id":"A"}"#,
-                r#"wells/A {"timestamp":"2025-11-20T10:30:00Z"}"#,
-            ),
-            (
-                r#"{"well_id":"A","diagnostic":{}}"#,
-                r#"wells/A {"timestamp":"2025-11-20T10:30:00Z"}"#,
-            ),
+            (r#"{"well_id":"A"}"#, r#"wells/A {"timestamp":"2025-11-20T10:30:00Z"}"#),
+            (r#"{"well_id":"A","diagnostic":{}}"#, r#"wells/A {"timestamp":"2025-11-20T10:30:00Z"}"#),
             (
                 r#"{"well_id":"A","timestamp":"2025-11-20T10:00:00Z","diagnostic":{}}"#,
                 r#"wells/A {"timestamp":"2025-11-20T10:00:00Z"}"#,
@@ -629,21 +502,14 @@ mod tests {
         prop_oneof![
             "-?(0|[1-9][0-9]{0,30})(\\.[0-9]{1,20})?([eE][+-]?[0-9]{1,4})?",
             any::<String>().prop_map(|text| serde_json::to_string(&text).unwrap()),
-            prop::sample::select(vec![
-                "null",
-                "true",
-                "[ ]",
-                "{\"well_id\": [1, {}]}",
-                "[1,\n\r\n2]"
-            ])
-            .prop_map(str::to_owned),
+            prop::sample::select(vec!["null", "true", "[ ]", "{\"well_id\": [1, {}]}", "[1,\n\r\n2]"])
+                .prop_map(str::to_owned),
         ]
     }
 
     fn fields() -> impl Strategy<Value = BTreeMap<String, String>> {
         let name = prop_oneof!["[a-z_]{1,8}", any::<String>()];
-        let ours =
-            |name: &String| !["well_id", "timestamp", "telemetry_id"].contains(&name.as_str());
+        let ours = |name: &String| !["well_id", "timestamp", "telemetry_id"].contains(&name.as_str());
         prop::collection::btree_map(name.prop_filter("names of ours", ours), value(), 0..8)
     }
 

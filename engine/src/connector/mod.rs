@@ -1,0 +1,4 @@
+//! What stands beside the shards: threads that may wait, and speak with shards only through the mesh.
+
+pub mod accounts;
+pub mod store;
