@@ -1,7 +1,7 @@
 //! The command line: what was asked, and the status it ends with.
 //!
-//! 0 after a drain or a good answer, 2 for a bad configuration or command line, 1 for everything else. What goes wrong is
-//! said on standard error, with what to do next.
+//! 0 after a drain or a good answer, 2 for a bad configuration or command line, 1 for everything else. What goes
+//! wrong is said on standard error, with what to do next.
 
 use std::ffi::OsString;
 use std::fmt;

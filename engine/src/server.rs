@@ -140,12 +140,7 @@ pub fn start(config: &Config) -> Result<Running, StartError> {
     say_limits(config, count);
     let secret = config.secret()?;
     let keys = || Keys::hs256(secret.bytes(), config.auth.audience.as_deref(), config.auth.issuer.as_deref());
-    let users = match &config.auth.users_file {
-        Some(path) => Users::load(path).map_err(|error| {
-            config.error("auth.users_file", crate::config::Problem::File(error.to_string()))
-        })?,
-        None => Users::default(),
-    };
+    let users = Users::configured(config)?;
     let listeners = Listeners::prepare(config, count)?;
     let mesh = Mesh::new(count + 3, config.limits.lane_bytes.0, true)
         .map_err(|error| StartError::System("can't make doorbells", error))?;
@@ -501,6 +496,7 @@ fn say_limits(config: &Config, shards: usize) {
 fn site(config: &Config, keys: Keys) -> Site {
     let offers = config.listeners.iter().map(|listener| Offer {
         dialects: listener.dialects,
+        admin: listener.admin,
         origins: listener
             .dialects
             .iter()

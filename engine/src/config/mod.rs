@@ -1,8 +1,8 @@
 //! The configuration: every setting with its type, its default, its range and its reason, in one table.
 //!
-//! [`source`] merges file, environment and flags into a tree that knows where each value came from; [`section`]
-//! reads the table below out of it; [`units`] and [`values`] are the types of values. Everything but
-//! [`Config::load`] and [`Config::secret`] is pure: text in, configuration or [`ConfigError`] out.
+//! `source` merges file, environment and flags into a tree that knows where each value came from; `section` reads
+//! the table below out of it; `units` and `values` are the types of values. Everything but [`Config::load`] and
+//! [`Config::secret`] is pure: text in, configuration or [`ConfigError`] out.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -38,7 +38,7 @@ sections! {
 
     /// An address, and what is offered there.
     Listener {
-        /// "0.0.0.0:8000", "[::]:8000" or "unix:/run/wellhead/http-{shard}.sock": one socket for each shard, so
+        /// `0.0.0.0:8000`, `[::]:8000` or `unix:/run/wellhead/http-{shard}.sock`: one socket for each shard, so
         /// with several shards the path must hold {shard}.
         bind: Bind,
         /// The systems it speaks for. Two that claim the same path can't share a listener.
@@ -104,12 +104,8 @@ sections! {
         pending_age: Duration = "30s" ["100ms" to "1h"],
         /// Bytes of a request's line and fields: what a client can make us hold before we know who it is.
         header_bytes: Size = "16KiB" ["1KiB" to "1MiB"],
-        /// Fields of a request: bounds the work of looking one up.
-        header_count: usize = "100" ["8" to "100"],
-        /// Time for a request's whole head, not per byte: ends clients that dribble.
-        request_timeout: Duration = "10s" ["100ms" to "10m"],
-        /// Time for a request's whole body, not per byte.
-        body_timeout: Duration = "30s" ["100ms" to "1h"],
+        /// Time for a whole request, head and body, not per byte: ends clients that dribble.
+        request_timeout: Duration = "10s" ["100ms" to "1h"],
         /// Time that a connection may wait for its next request.
         keep_alive_timeout: Duration = "75s" ["100ms" to "1h"],
         /// Bytes of a request's body: the largest batch of readings.
@@ -476,9 +472,17 @@ mod tests {
         assert_eq!(config.dialect(DialectId::Test).platform, "wellhead");
     }
 
+    /// Each text fails with an error that starts with its message.
+    fn fail(rows: &[(&str, &str)]) {
+        for (text, message) in rows {
+            let error = from(text, &[], &[]).expect_err(text).to_string();
+            assert!(error.starts_with(message), "{text}\n{error}\n{message}");
+        }
+    }
+
     #[test]
-    fn what_is_wrong_is_pointed_at() {
-        for (text, message) in [
+    fn bad_files_and_server_keys_are_pointed_at() {
+        fail(&[
             ("[server\n", "w.toml:1: not TOML: "),
             ("[server]\nring = \"auto\"\nring = \"auto\"\n", "w.toml:3: not TOML: duplicate key"),
             ("x = 1", "w.toml:1: x: unknown key; there are server, listener, auth, store, dialect, limits"),
@@ -510,12 +514,19 @@ mod tests {
             ),
             (
                 "[server]\ndrain_timeout = 10",
-                "w.toml:2: server.drain_timeout: expected a duration with its unit (ms, s, m, h, d), such as \"10s\", found 10",
+                "w.toml:2: server.drain_timeout: expected a duration with its unit (ms, s, m, h, d), \
+                 such as \"10s\", found 10",
             ),
             (
                 "[server]\ndrain_timeout = \"1h\"",
                 "w.toml:2: server.drain_timeout: expected 0ms to 10m, found \"1h\"",
             ),
+        ]);
+    }
+
+    #[test]
+    fn bad_listeners_are_pointed_at() {
+        fail(&[
             ("[[listener]]\nadmin = true", "w.toml:1: listener.0.bind: missing. It has no default: give one"),
             ("listener = []", "w.toml:1: listener: the list is empty; leave it out"),
             (
@@ -551,6 +562,12 @@ mod tests {
                 "[[listener]]\nbind = \"0.0.0.0:1\"\nmqtt = true",
                 "w.toml:3: listener.0.mqtt: unknown key; there are bind, dialects, admin",
             ),
+        ]);
+    }
+
+    #[test]
+    fn bad_auth_keys_are_pointed_at() {
+        fail(&[
             (
                 "[auth]\nsecret = \"0123456789abcdef0123456789abcde\"",
                 "w.toml:2: auth.secret: expected at least 32 bytes, as `wellhead secret` prints them, \
@@ -563,6 +580,12 @@ mod tests {
             ),
             ("[auth]\nissuer = 5", "w.toml:2: auth.issuer: expected a text that is not empty, found 5"),
             ("[auth]\ntoken_ttl = \"1ms\"", "w.toml:2: auth.token_ttl: expected 1s to 365d, found \"1ms\""),
+        ]);
+    }
+
+    #[test]
+    fn bad_values_are_pointed_at() {
+        fail(&[
             (
                 "[store]\nreplay = { rows = 1 }",
                 "w.toml:2: store.replay.rows: unknown key; there are publications, bytes_per_shard",
@@ -612,16 +635,13 @@ mod tests {
                 "[limits]\nheader_bytes = \"1B\"",
                 "w.toml:2: limits.header_bytes: expected 1KiB to 1MiB, found \"1B\"",
             ),
-            ("[limits]\nheader_count = 101", "w.toml:2: limits.header_count: expected 8 to 100, found 101"),
+            ("[limits]\nlogin_attempts = 65", "w.toml:2: limits.login_attempts: expected 1 to 64, found 65"),
             ("[limits]\nlane_bytes = \"3MiB\"", "w.toml:2: limits.lane_bytes: 3MiB is not a power of two"),
             (
                 "[limits]\nconnections = 2026-01-01",
                 "w.toml:2: limits.connections: expected a whole number, found a date",
             ),
-        ] {
-            let error = from(text, &[], &[]).expect_err(text).to_string();
-            assert!(error.starts_with(message), "{text}\n{error}\n{message}");
-        }
+        ]);
     }
 
     #[test]
@@ -690,11 +710,11 @@ mod tests {
             ),
             ("WELLHEAD__SERVER__0", "1", "server.0: unknown key; there are shards"),
             (
-                "WELLHEAD__LIMITS__HEADER_COUNT",
+                "WELLHEAD__LIMITS__LOGIN_ATTEMPTS",
                 "1k",
-                "limits.header_count: expected a whole number, found \"1k\"",
+                "limits.login_attempts: expected a whole number, found \"1k\"",
             ),
-            ("WELLHEAD__LIMITS__HEADER_COUNT", "7", "limits.header_count: expected 8 to 100, found \"7\""),
+            ("WELLHEAD__LIMITS__LOGIN_ATTEMPTS", "0", "limits.login_attempts: expected 1 to 64, found \"0\""),
             ("WELLHEAD__LISTENER__2__BIND", "0.0.0.0:1", "listener.2.bind: the next index of this list is 1"),
             (
                 "WELLHEAD__LISTENER__0__ADMIN",
@@ -857,7 +877,11 @@ mod tests {
         }
 
         #[test]
-        fn no_text_is_too_odd(text in "[\\[\\]a-z.= \"\\n0-9{},#]{0,200}", name in "[A-Z0-9_]{0,30}", value in ".{0,10}") {
+        fn no_text_is_too_odd(
+            text in "[\\[\\]a-z.= \"\\n0-9{},#]{0,200}",
+            name in "[A-Z0-9_]{0,30}",
+            value in ".{0,10}",
+        ) {
             let variable = (format!("{PREFIX}{name}"), value);
             if let Ok(config) = Config::from_text("w.toml", &text, [variable], &[]) {
                 prop_assert!(!config.listeners.is_empty());

@@ -36,6 +36,8 @@ pub struct Site {
 pub struct Offer {
     /// Its dialects.
     pub dialects: DialectSet,
+    /// Whether it serves metrics to everybody who can connect. Where one does, the others don't serve them.
+    pub admin: bool,
     /// Origins other than its own whose pages may use each dialect.
     pub origins: Vec<(DialectId, Vec<String>)>,
 }
@@ -445,7 +447,12 @@ impl Session {
         if !matches!(head.method, Method::Get | Method::Head) {
             return Err(Refusal::MethodNotAllowed("GET, HEAD"));
         }
-        if page == Page::Metrics && !self.is_direct(head) {
+        let offers = &cx.site.listeners;
+        let admin = offers[usize::from(self.listener)].admin;
+        if page == Page::Metrics && !admin && offers.iter().any(|offer| offer.admin) {
+            return Err(Refusal::NotFound("metrics are served on the admin listener"));
+        }
+        if page == Page::Metrics && !admin && !self.is_direct(head) {
             asked.admit_token(head, Access::Reader, cx)?;
             if !asked.principal.as_ref().is_some_and(Principal::is_admin) {
                 return Err(Refusal::Forbidden("metrics are for role admin, or for this machine itself"));

@@ -9,6 +9,9 @@ use super::{ENTRY_OVERHEAD, FIRST_STEP, post};
 use crate::mail::{Gap, Item, Mail};
 use crate::mesh::Port;
 
+/// Ranges of lost offsets remembered per topic; beyond it the oldest are joined.
+const MAX_LOST_RANGES: usize = 64;
+
 pub(super) struct Topic {
     pub(super) name: Rc<str>,
     /// The highest offset given. Meaningless until opened.
@@ -23,8 +26,8 @@ pub(super) struct Topic {
     pub(super) log: VecDeque<Entry>,
     /// Every publication above this offset is in the log.
     pub(super) floor: u64,
-    /// Some offset up to here has left the log without having been stored.
-    pub(super) lost: u64,
+    /// Offsets that have left the log without having been stored, as ranges in order.
+    pub(super) lost: Vec<(u64, u64)>,
     pub(super) latest: Option<Entry>,
     pub(super) watchers: Vec<Watcher>,
     pub(super) queue: VecDeque<Queued>,
@@ -89,7 +92,7 @@ impl Topic {
             strict,
             log: VecDeque::new(),
             floor: 0,
-            lost: 0,
+            lost: Vec::new(),
             latest: None,
             watchers: Vec::new(),
             queue: VecDeque::new(),
@@ -102,11 +105,25 @@ impl Topic {
     /// `answered`: appends it has answered.
     pub(super) fn drop_oldest(&mut self, answered: u64) -> Option<usize> {
         let entry = self.log.pop_front_if(|entry| entry.append <= answered)?;
-        self.floor = entry.offset;
         if entry.append == 0 {
-            self.lost = entry.offset;
+            self.lose(entry.offset);
         }
+        self.floor = entry.offset;
         Some(entry.body.len() + ENTRY_OVERHEAD)
+    }
+
+    /// Notes that an offset is in neither place.
+    fn lose(&mut self, offset: u64) {
+        // Between two publications that follow each other in the log no offset was used.
+        match self.lost.last_mut().filter(|(_, to)| *to == self.floor) {
+            Some((_, to)) => *to = offset,
+            None => self.lost.push((offset, offset)),
+        }
+        if self.lost.len() > MAX_LOST_RANGES {
+            // What lies between the oldest two is announced as missing too: never less than the truth.
+            let (from, _) = self.lost.remove(0);
+            self.lost[0].0 = from;
+        }
     }
 
     /// Notes the store's answer about one publication; gives the bytes it cost, if it is taken out of the log.

@@ -391,16 +391,19 @@ impl Topics {
             return post(&mut self.scratch, port, to, end(watcher.sent, true, Some(gap)));
         }
         if after < topic.floor {
-            if after < topic.lost {
-                let gap = Gap { from: after + 1, to: topic.lost, reason: GapReason::Retention };
-                return post(&mut self.scratch, port, to, end(topic.lost, false, Some(gap)));
+            let lost = topic.lost.iter().find(|(_, last)| *last > after);
+            if let Some(&(first, last)) = lost
+                && first <= after + 1
+            {
+                let gap = Gap { from: after + 1, to: last, reason: GapReason::Retention };
+                return post(&mut self.scratch, port, to, end(last, false, Some(gap)));
             }
             let mail = Mail::ReadRange {
                 node,
                 tag,
                 topic: name,
                 after,
-                before: topic.floor + 1,
+                before: lost.map_or(topic.floor + 1, |(first, _)| *first),
                 max_bytes: REPLAY_PART as u32,
                 conflate,
             };
@@ -498,11 +501,11 @@ impl Topics {
         while self.answered < count {
             let Some(done) = self.unanswered.pop_front() else { break };
             self.answered += 1;
-            if let Some(topic) = &mut self.topics[done.topic as usize] {
-                if let Some(bytes) = topic.settle(done.offset, failure.is_some()) {
-                    self.kept -= 1;
-                    self.log_bytes -= bytes;
-                }
+            if let Some(topic) = &mut self.topics[done.topic as usize]
+                && let Some(bytes) = topic.settle(done.offset, failure.is_some())
+            {
+                self.kept -= 1;
+                self.log_bytes -= bytes;
             }
             if done.waits {
                 let Unanswered { ticket, row, offset, .. } = done;
