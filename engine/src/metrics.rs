@@ -7,6 +7,8 @@ use std::fmt::Write;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use crate::connector::store::StoreMetrics;
+
 macro_rules! counters {
     ($($variant:ident $kind:literal $name:literal $help:literal;)*) => {
         /// A counter or gauge of a shard.
@@ -148,6 +150,46 @@ pub fn exposition(shards: &[std::sync::Arc<Metrics>], facts: &Facts) -> String {
     family(&mut text, "process_resident_memory_bytes", "gauge", "Resident memory.");
     let _ = writeln!(text, "process_resident_memory_bytes {}", facts.resident_bytes);
     text
+}
+
+/// Appends the store's counters to the text of `/metrics`.
+pub fn store_exposition(store: &StoreMetrics, text: &mut String) {
+    let seconds = |nanos: &AtomicU64| nanos.load(Ordering::Relaxed) as f64 / 1e9;
+    let count = |value: &AtomicU64| value.load(Ordering::Relaxed) as f64;
+    for (name, kind, help, value) in [
+        ("wellhead_store_rows_total", "counter", "Publications written to the store.", count(&store.rows)),
+        (
+            "wellhead_store_bytes_total",
+            "counter",
+            "Bytes of bodies written to the store.",
+            count(&store.bytes),
+        ),
+        ("wellhead_store_commits_total", "counter", "Transactions committed.", count(&store.commits)),
+        (
+            "wellhead_store_commit_seconds_total",
+            "counter",
+            "Time spent committing, syncing included.",
+            seconds(&store.commit_nanos),
+        ),
+        ("wellhead_store_failures_total", "counter", "Writes rolled back.", count(&store.failures)),
+        (
+            "wellhead_store_read_only",
+            "gauge",
+            "1 after an I/O error, until the restart: nothing is stored or acknowledged.",
+            count(&store.read_only),
+        ),
+        (
+            "wellhead_store_trimmed_total",
+            "counter",
+            "Publications removed for their age.",
+            count(&store.trimmed),
+        ),
+        ("wellhead_store_questions_total", "counter", "Reads answered.", count(&store.questions)),
+        ("wellhead_store_read_failures_total", "counter", "Reads that failed.", count(&store.read_failures)),
+    ] {
+        family(text, name, kind, help);
+        let _ = writeln!(text, "{name} {value}");
+    }
 }
 
 /// Appends the two comment lines of a metric family.

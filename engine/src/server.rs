@@ -23,12 +23,12 @@ use crate::config::{Bind, Config, ConfigError, Durability, RingChoice, Shards};
 use crate::connector::accounts::{self, Accounts};
 use crate::connector::store::{self, Store, StoreError};
 use crate::mesh::{Mesh, Port};
-use crate::metrics::Metrics;
+use crate::metrics::{Counter, Metrics};
 use crate::ring::epoll::Epoll;
 use crate::ring::refusal::SetupError;
 use crate::ring::uring::Uring;
 use crate::ring::{Fd, Ring};
-use crate::session::{Offer, Site};
+use crate::session::{Manners, Offer, Site};
 use crate::shard::{Bounds, Nodes, Parts, Phase, Shard, State};
 use crate::sys;
 use crate::topic::{IdRange, Rules, StoreNodes, Topics};
@@ -70,7 +70,7 @@ impl std::fmt::Display for StartError {
                 )
             }
             Self::Listen(bind, error) => write!(f, "can't listen on {bind}: {error}"),
-            Self::Store(error) => write!(f, "the store: {error}"),
+            Self::Store(error) => write!(f, "{error}"),
             Self::Ring(error) => write!(f, "--ring uring: {error}"),
             Self::System(what, error) => write!(f, "{what}: {error}"),
             Self::Shard(shard) => write!(f, "shard {shard} has ended by itself; this is a bug"),
@@ -97,6 +97,7 @@ pub struct Running {
     shards: Vec<JoinHandle<()>>,
     others: Vec<JoinHandle<()>>,
     stop: Arc<AtomicBool>,
+    metrics: Vec<Arc<Metrics>>,
     drain_timeout: Duration,
 }
 
@@ -161,7 +162,8 @@ pub fn start(config: &Config) -> Result<Running, StartError> {
         nodes,
         ids: id_ranges(&reserved),
         site: Arc::new(site(config, keys())),
-        metrics,
+        metrics: metrics.clone(),
+        store_metrics: writer.metrics(),
         state: Arc::clone(&state),
         listeners: Arc::clone(&listeners),
         ring: config.server.ring,
@@ -189,6 +191,7 @@ pub fn start(config: &Config) -> Result<Running, StartError> {
         shards,
         others,
         stop,
+        metrics,
         drain_timeout: config.server.drain_timeout,
     })
 }
@@ -210,7 +213,8 @@ impl Running {
         self.advance(Phase::Draining);
         let deadline = Instant::now() + self.drain_timeout;
         while !self.shards.iter().all(JoinHandle::is_finished) {
-            if asked.try_recv().is_ok() || Instant::now() > deadline {
+            let hurry = asked.try_recv().is_ok() || Instant::now() > deadline;
+            if hurry && self.state.phase() != Phase::Ending {
                 tracing::warn!("ending with clients still connected");
                 self.advance(Phase::Ending);
             }
@@ -240,7 +244,12 @@ impl Running {
             let ended = || StartError::System("a thread has ended by itself", io::Error::other("panic"));
             thread.join().map_err(|_| ended())?;
         }
-        tracing::info!("ended; everything is stored");
+        match self.metrics.iter().map(|shard| shard.get(Counter::PublishFailed)).sum::<u64>() {
+            0 => tracing::info!("ended; everything is stored"),
+            failed => {
+                tracing::warn!("ended; {failed} publications could not be stored and were not acknowledged")
+            }
+        }
         Ok(())
     }
 }
@@ -254,6 +263,7 @@ struct Seed {
     ids: Vec<IdRange>,
     site: Arc<Site>,
     metrics: Vec<Arc<Metrics>>,
+    store_metrics: Arc<store::StoreMetrics>,
     state: Arc<State>,
     listeners: Arc<Listeners>,
     ring: RingChoice,
@@ -368,6 +378,7 @@ fn serve<R: Ring>(
         site: Arc::clone(&seed.site),
         bounds: seed.bounds.clone(),
         metrics: seed.metrics.clone(),
+        store_metrics: Arc::clone(&seed.store_metrics),
         state: Arc::clone(&seed.state),
         listeners,
     });
@@ -399,6 +410,9 @@ impl Listeners {
         let mut held = Vec::new();
         let v4_ports: HashSet<u16> = config.listeners.iter().filter_map(v4_port).collect();
         for listener in &config.listeners {
+            if listener.dialects.contains(DialectId::Test) {
+                tracing::warn!("{} offers the test dialect to everybody: not for production", listener.bind);
+            }
             let failed = |error| StartError::Listen(listener.bind.to_string(), error);
             match &listener.bind {
                 Bind::Tcp(address) => {
@@ -515,7 +529,14 @@ fn site(config: &Config, keys: Keys) -> Site {
         keys,
         token_ttl: config.auth.token_ttl.as_secs(),
         listeners: offers.collect(),
-        platform: config.dialect(DialectId::Esp).platform.clone(),
+        manners: DialectId::ALL
+            .iter()
+            .map(|&dialect| {
+                let settings = config.dialect(dialect);
+                let heartbeat = settings.heartbeat.as_millis() as u64;
+                Manners { platform: settings.platform.clone(), heartbeat }
+            })
+            .collect(),
     }
 }
 
@@ -527,7 +548,6 @@ fn bounds(config: &Config) -> Bounds {
         pending_age: millis(config.limits.pending_age),
         request_timeout: millis(config.limits.request_timeout),
         keep_alive_timeout: millis(config.limits.keep_alive_timeout),
-        heartbeat: millis(config.dialect(DialectId::Esp).heartbeat),
         replays: config.limits.replays_in_progress,
         waiting_bytes: WAITING_BYTES,
         views: config.limits.topics,

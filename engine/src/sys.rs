@@ -5,11 +5,13 @@
 //! pointer, and a wrong descriptor is an error (`EBADF`), never undefined behaviour.
 #![allow(unsafe_code)]
 
+use std::ffi::OsStr;
 use std::io;
 use std::mem;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
 use std::os::fd::IntoRawFd;
 use std::os::linux::net::SocketAddrExt;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{SocketAddr as UnixAddr, UnixDatagram, UnixListener};
 use std::path::Path;
@@ -261,22 +263,21 @@ pub fn close(fd: Fd) {
 
 /// Tells systemd a state such as `READY=1` (sd_notify(3)). `Ok(false)` when nobody wants to know.
 pub fn sd_notify(state: &str) -> io::Result<bool> {
-    let Some(path) = std::env::var_os("NOTIFY_SOCKET") else {
-        return Ok(false);
-    };
-    let bytes = path.as_encoded_bytes();
-    let address = match bytes.strip_prefix(b"@") {
-        Some(name) => UnixAddr::from_abstract_name(name)?,
-        None => UnixAddr::from_pathname(&path)?,
-    };
-    UnixDatagram::unbound()?.send_to_addr(state.as_bytes(), &address)?;
-    Ok(true)
+    std::env::var_os("NOTIFY_SOCKET").map_or(Ok(false), |path| notify(&path, state).map(|()| true))
 }
 
 /// Sets a socket's send buffer, bytes; the kernel doubles it and has a minimum of its own.
 #[cfg(test)]
 pub fn set_send_buffer(fd: Fd, bytes: c_int) -> io::Result<()> {
     set_option(fd, libc::SOL_SOCKET, libc::SO_SNDBUF, &bytes)
+}
+
+fn notify(path: &OsStr, state: &str) -> io::Result<()> {
+    let address = match path.as_bytes().strip_prefix(b"@") {
+        Some(name) => UnixAddr::from_abstract_name(name)?,
+        None => UnixAddr::from_pathname(path)?,
+    };
+    UnixDatagram::unbound()?.send_to_addr(state.as_bytes(), &address).map(drop)
 }
 
 fn set_listener_options(fd: Fd, v6_only: Option<bool>, reuse_port: bool) -> io::Result<()> {
@@ -448,6 +449,24 @@ mod tests {
         std::fs::write(&file, "precious").unwrap();
         assert_eq!(unix_listener(&file).unwrap_err().kind(), io::ErrorKind::AddrInUse);
         assert_eq!(std::fs::read(&file).unwrap(), b"precious");
+    }
+
+    #[test]
+    fn systemd_is_told_by_path_and_by_abstract_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("notify");
+        let name = format!("wellhead-notify-{}", std::process::id());
+        let abstract_name = UnixAddr::from_abstract_name(&name).unwrap();
+        for (socket, address) in [
+            (UnixDatagram::bind(&path).unwrap(), path.as_os_str().to_owned()),
+            (UnixDatagram::bind_addr(&abstract_name).unwrap(), format!("@{name}").into()),
+        ] {
+            notify(&address, "READY=1").unwrap();
+            let mut state = [0; 64];
+            let len = socket.recv(&mut state).unwrap();
+            assert_eq!(&state[..len], b"READY=1");
+        }
+        assert!(notify(OsStr::new("/nowhere/at/all"), "READY=1").is_err());
     }
 
     #[test]

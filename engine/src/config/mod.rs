@@ -98,7 +98,7 @@ sections! {
     Limits {
         /// Connections open at once, in the whole process: each costs memory and a descriptor.
         connections: usize = "1000000" ["1" to "16000000"],
-        /// Bytes that a connection may be behind before it is closed: bounds what a slow reader costs.
+        /// Bytes that a connection may be behind before it is sent only the newest: bounds what a slow reader costs.
         pending_bytes_per_connection: Size = "1MiB" ["4KiB" to "1GiB"],
         /// Time that a connection may be behind before it is closed: ends readers that have stopped.
         pending_age: Duration = "30s" ["100ms" to "1h"],

@@ -78,19 +78,15 @@ impl Make for Uring {
     }
 }
 
-/// A ring whose queues overflow at the slightest occasion.
-struct Tiny;
-
 impl Make for Epoll {
     fn make(bell: Fd) -> Self {
         Epoll::new(bell).unwrap()
     }
 }
 
-impl Tiny {
-    fn tcp() -> Sockets<Uring> {
-        Sockets::tcp_on("127.0.0.1:0", |bell| Uring::with_queues(4, 8, bell).unwrap())
-    }
+/// A world whose queues overflow at the slightest occasion.
+fn tiny() -> Sockets<Uring> {
+    Sockets::tcp_on("127.0.0.1:0", |bell| Uring::with_queues(4, 8, bell).unwrap())
 }
 
 impl<R: Make> Sockets<R> {
@@ -289,7 +285,6 @@ impl World for Simulated {
 
     fn close(&mut self, client: usize) {
         self.net.client_close(self.clients[client]);
-        self.net.client_stall(self.clients[client], false);
     }
 
     fn reset(&mut self, client: usize) {
@@ -416,6 +411,16 @@ impl<W: World> Host<W> {
             peer.in_flight = true;
             self.world.ring().send(peer.key, peer.fd, slice);
         }
+    }
+
+    /// Sends to a client that doesn't read until there is no room any more, for good.
+    fn fill(&mut self, peer: usize) {
+        self.pump(peer);
+        let mut quiet = 0;
+        self.until(|host| {
+            quiet = if host.peers[peer].awaits_room { quiet + 1 } else { 0 };
+            quiet > 20
+        });
     }
 
     fn close(&mut self, peer: usize, reset: bool) {
@@ -637,13 +642,7 @@ fn sends_go_on_where_a_full_buffer_cut_them(world: impl World) {
     let (client, peer) = host.open();
     let sent = pattern(7, 8 << 20);
     host.append(peer, &sent);
-    host.pump(peer);
-    let mut quiet = 0;
-    host.until(|host| {
-        let waits = host.peers[peer].awaits_room && host.peers[peer].cursor < sent.len() as u64;
-        quiet = if waits { quiet + 1 } else { 0 };
-        quiet > 20
-    });
+    host.fill(peer);
     assert!(host.peers[peer].cut > 0);
     let mut got = Vec::new();
     host.until(|host| {
@@ -720,21 +719,20 @@ fn a_send_in_flight_ends_before_the_close(world: impl World) {
 
 fn a_close_while_waiting_for_room_ends_the_wait(world: impl World) {
     let mut host = Host::new(world);
-    let (client, peer) = host.open();
-    let sent = pattern(3, 8 << 20);
-    host.append(peer, &sent);
-    host.pump(peer);
-    let mut quiet = 0;
-    host.until(|host| {
-        quiet = if host.peers[peer].awaits_room { quiet + 1 } else { 0 };
-        quiet > 20
-    });
-    host.close(peer, false);
-    host.until(|host| host.peers[peer].closed);
-    let (bytes, end) = host.drain_client(client);
-    assert!(bytes == sent[..host.peers[peer].cursor as usize], "what was taken is delivered");
-    assert_eq!(end, Got::End);
-    host.idle();
+    for reset in [false, true] {
+        let (client, peer) = host.open();
+        let sent = pattern(3, 8 << 20);
+        host.append(peer, &sent);
+        host.fill(peer);
+        host.close(peer, reset);
+        host.until(|host| host.peers[peer].closed);
+        if !reset {
+            let (bytes, end) = host.drain_client(client);
+            assert!(bytes == sent[..host.peers[peer].cursor as usize], "what was taken is delivered");
+            assert_eq!(end, Got::End);
+        }
+        host.idle();
+    }
 }
 
 fn a_reset_close_is_seen_as_a_reset(world: impl World) {
@@ -789,12 +787,7 @@ fn a_peer_that_resets_ends_a_wait_for_room(world: impl World) {
     let mut host = Host::new(world);
     let (client, peer) = host.open();
     host.append(peer, &pattern(3, 8 << 20));
-    host.pump(peer);
-    let mut quiet = 0;
-    host.until(|host| {
-        quiet = if host.peers[peer].awaits_room { quiet + 1 } else { 0 };
-        quiet > 20
-    });
+    host.fill(peer);
     let told = host.peers[peer].writable;
     host.world.reset(client);
     host.until(|host| host.peers[peer].ended.is_some() && host.peers[peer].writable > told);
@@ -885,14 +878,15 @@ fn a_slice_is_held_until_sent(world: impl World) {
 fn the_doorbell_ends_a_wait(sockets: Sockets<impl Ring>) {
     let mut host = Host::new(sockets);
     host.idle();
-    for _ in 0..3 {
+    for wait in [None, Some(Duration::from_secs(30)), Some(Duration::MAX)] {
         let bell = host.world.bell;
         let ringer = std::thread::spawn(move || {
             sys::ring_bell(bell);
             sys::ring_bell(bell);
         });
         let mut out = Vec::new();
-        host.world.ring.turn(None, &mut out);
+        host.world.ring.turn(wait, &mut out);
+        assert!(!out.is_empty(), "nothing but the bell ends {wait:?}");
         ringer.join().unwrap();
         host.world.ring.turn(Some(Duration::from_millis(20)), &mut out);
         let rung = out.iter().filter(|told| matches!(told, Completion::Doorbell)).count();
@@ -901,6 +895,21 @@ fn the_doorbell_ends_a_wait(sockets: Sockets<impl Ring>) {
         out.clear();
         host.world.ring.turn(Some(Duration::from_millis(1)), &mut out);
         assert!(out.is_empty(), "it has stopped ringing");
+    }
+}
+
+fn a_ring_that_goes_closes_what_it_owns<R: Make>() {
+    let mut host = Host::new(Sockets::<R>::tcp("127.0.0.1:0"));
+    let (client, _) = host.open();
+    host.idle();
+    let Place::Tcp(address) = host.world.place else { unreachable!() };
+    let Some(Client::Tcp(mut client)) = host.world.clients[client].take() else { unreachable!() };
+    drop(host);
+    client.set_nonblocking(false).unwrap();
+    assert_eq!(client.read(&mut [0; 9]).unwrap(), 0);
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while TcpStream::connect(address).is_ok() {
+        assert!(Instant::now() < deadline, "the listener outlives its ring");
     }
 }
 
@@ -1051,7 +1060,7 @@ suite! {
     uring_tcp4: Sockets::<Uring>::tcp("127.0.0.1:0");
     uring_tcp6: Sockets::<Uring>::tcp("[::1]:0");
     uring_unix: Sockets::<Uring>::unix();
-    uring_tiny: Tiny::tcp();
+    uring_tiny: tiny();
     epoll_tcp4: Sockets::<Epoll>::tcp("127.0.0.1:0");
     epoll_tcp6: Sockets::<Epoll>::tcp("[::1]:0");
     epoll_unix: Sockets::<Epoll>::unix();
@@ -1070,6 +1079,16 @@ mod kernel {
     #[test]
     fn doorbell_epoll() {
         the_doorbell_ends_a_wait(Sockets::<Epoll>::tcp("127.0.0.1:0"));
+    }
+
+    #[test]
+    fn drop_uring() {
+        a_ring_that_goes_closes_what_it_owns::<Uring>();
+    }
+
+    #[test]
+    fn drop_epoll() {
+        a_ring_that_goes_closes_what_it_owns::<Epoll>();
     }
 
     #[test]

@@ -102,11 +102,11 @@ fn explain_memory(memlock: Option<u64>) -> String {
         Some(bytes) => format!(
             "io_uring's queues need more locked memory than this user may have: RLIMIT_MEMLOCK is {} KiB \
              for all of its processes together. Remedy: ulimit -l unlimited, in systemd \
-             LimitMEMLOCK=infinity, in Docker --ulimit memlock=-1; or smaller queues",
+             LimitMEMLOCK=infinity, in Docker --ulimit memlock=-1",
             bytes / 1024
         ),
         None => "the kernel has no memory for io_uring's queues. Remedy: more memory (see the limit of the \
-                 control group), or smaller queues"
+                 control group)"
             .to_owned(),
     }
 }

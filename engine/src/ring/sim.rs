@@ -22,7 +22,7 @@ use super::{Completion, Counts, Fd, Key, Now, Ring};
 use crate::wire_log::Slice;
 
 mod net;
-pub(super) mod random;
+pub(crate) mod random;
 mod state;
 
 /// How often things go wrong: probabilities from 0 to 1, and the bounds of what happens then. The default is
@@ -129,7 +129,8 @@ pub enum End {
 pub struct SimNet(Rc<RefCell<Net>>);
 
 impl SimNet {
-    /// An empty network. `wall` is what the wall clock shows at the start, milliseconds since the Unix epoch.
+    /// An empty network. `wall` is what the wall clock shows at the start, milliseconds since the Unix epoch;
+    /// the monotonic clock starts at 0.
     pub fn new(seed: u64, faults: Faults, wall: u64) -> Self {
         assert!(faults.send_buffer > 0, "nothing could ever be sent");
         Self(Rc::new(RefCell::new(Net::new(seed, faults, wall))))
@@ -222,6 +223,7 @@ pub struct SimRing {
 }
 
 impl Ring for SimRing {
+    /// The descriptor means nothing here: clients name a listener by shard and number.
     fn listen(&mut self, listener: u16, _fd: Fd) {
         self.net.borrow_mut().listen(self.shard, listener);
     }

@@ -36,6 +36,9 @@ mod table;
 /// it is made large: one entry is 16 bytes.
 pub const COMPLETIONS: u32 = 16 << 10;
 
+/// A longer wait is cut to this: the kernel takes seconds as a signed number.
+const LONGEST_WAIT: Duration = Duration::from_secs(24 * 60 * 60);
+
 const ACCEPT: u8 = 1;
 const READ: u8 = 2;
 const WRITE: u8 = 3;
@@ -173,9 +176,6 @@ impl Uring {
                 }
             }
             _ => {
-                if slot.closing && !slot.reset {
-                    sys::shutdown(slot.fd);
-                }
                 self.table.let_go(key);
                 let result = usize::try_from(result).map_err(|_| -result);
                 out.push(Completion::Sent { key, result });
@@ -314,7 +314,7 @@ impl Uring {
             None => (self.ring.as_raw_fd(), flags),
         };
         let at_least = u32::from(wait != Some(Duration::ZERO));
-        let time = wait.map(Timespec::from);
+        let time = wait.map(|wait| Timespec::from(wait.min(LONGEST_WAIT)));
         let args = match &time {
             Some(time) => SubmitArgs::new().timespec(time),
             None => SubmitArgs::new(),
@@ -414,11 +414,12 @@ impl Ring for Uring {
 
     fn close(&mut self, key: Key, fd: Fd, reset: bool) {
         let slot = self.table.tenant(key, fd);
-        (slot.closing, slot.reset) = (true, reset);
+        slot.closing = true;
         let slot = *slot;
         if reset {
             sys::reset_on_close(fd);
         } else if !slot.is_sending() {
+            // A send not yet submitted still goes out; there the FIN comes with close(2).
             sys::shutdown(fd);
         }
         self.hangups.forget(key, fd);

@@ -28,8 +28,23 @@ pub struct Site {
     pub token_ttl: u64,
     /// What each listener offers, by its number.
     pub listeners: Vec<Offer>,
+    /// How each dialect behaves, in the order of the table of dialects.
+    pub manners: Vec<Manners>,
+}
+
+/// What the configuration says of one dialect.
+pub struct Manners {
     /// Name of the platform in the texts.
     pub platform: String,
+    /// How long a stream may be silent, ms.
+    pub heartbeat: u64,
+}
+
+impl Site {
+    /// How a dialect behaves.
+    pub fn manners(&self, dialect: DialectId) -> &Manners {
+        &self.manners[dialect as usize]
+    }
 }
 
 /// What one listener offers.
@@ -61,6 +76,9 @@ pub enum Effect {
     None,
     /// Close once what was written is sent.
     Close,
+    /// As `Close`, but the client may still be sending what nobody will read: it gets time to read the refusal
+    /// (RFC 9112 section 9.6).
+    Refuse,
     /// Answer with a page of the server itself.
     Page(Page),
     /// Check a password.
@@ -295,7 +313,7 @@ impl Session {
                     cx.metrics.count(Counter::BadRequests);
                     plain(error.status(), error.explain(), cx, out);
                     self.phase = Phase::Closing;
-                    return (input.len(), Effect::Close);
+                    return (input.len(), Effect::Refuse);
                 }
             }
         }
@@ -358,7 +376,7 @@ impl Session {
             asked.keep_alive = false;
             asked.refuse(&refusal, cx, out);
             self.phase = Phase::Closing;
-            return Ok((rest.len(), Some(Effect::Close)));
+            return Ok((rest.len(), Some(Effect::Refuse)));
         }
         if head.expect_continue && rest.len() == head.len {
             out.extend_from_slice(http::CONTINUE);

@@ -24,6 +24,8 @@ pub struct Connection {
     pub closing: bool,
     /// It closes once its outbox is empty.
     pub closes_when_sent: bool,
+    /// It was refused while it was still sending: what it sends is thrown away until it has read why, or time is over.
+    pub lingers: bool,
     /// There may be input that was not read because the session was not reading.
     pub unread: bool,
     /// The client.
@@ -177,6 +179,7 @@ impl Connection {
             awaits_room: false,
             closing: false,
             closes_when_sent: false,
+            lingers: false,
             unread: false,
             session,
             last_frame: None,

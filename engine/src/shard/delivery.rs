@@ -328,15 +328,20 @@ impl<R: Ring> Shard<R> {
             return self.close(key, true);
         }
         if connection.stream.as_ref().is_some_and(|stream| stream.expires <= now) {
-            let mut data = Vec::new();
-            let dialect = connection.stream.as_ref().map_or(DialectId::Esp, |stream| stream.dialect);
-            let name = dialect.notice(&Notice::Error(&Refusal::Unauthenticated), &mut data);
-            let mut frame = Vec::new();
-            sse::event(&mut frame, None, name, &data);
             self.metrics.count(Counter::Unauthenticated);
-            return self.end_stream(key, &frame);
+            return self.fail_stream(key, &Refusal::Unauthenticated);
         }
         self.follow_stream(key);
+    }
+
+    /// Ends a stream with an event that says why.
+    pub(super) fn fail_stream(&mut self, key: Key, refusal: &Refusal) {
+        let Some(connection) = self.connections.get(key) else { return };
+        let Some(dialect) = connection.stream.as_ref().map(|stream| stream.dialect) else { return };
+        let (mut data, mut frame) = (Vec::new(), Vec::new());
+        let name = dialect.notice(&Notice::Error(refusal), &mut data);
+        sse::event(&mut frame, None, name, &data);
+        self.end_stream(key, &frame);
     }
 
     /// Ends a stream with a last frame.
@@ -385,13 +390,14 @@ impl<R: Ring> Shard<R> {
 
     pub(super) fn heartbeat(&mut self, group: u32, generation: u32) {
         let Some(place) = self.groups.of_generation(group, generation) else { return };
+        let dialect = place.dialect;
         let mut data = Vec::new();
-        let name = place.dialect.notice(&Notice::Heartbeat { time: self.now.wall }, &mut data);
+        let name = dialect.notice(&Notice::Heartbeat { time: self.now.wall }, &mut data);
         let offset = place.group.log().newest_offset();
         let mut frame = Vec::new();
         sse::event(&mut frame, Some(offset), name, &data);
         self.append(group, &frame, offset, false);
-        let next = self.now.millis() + self.bounds.heartbeat;
+        let next = self.now.millis() + self.site.manners(dialect).heartbeat;
         self.wheel.set(next, Timer::Heartbeat(group, generation));
     }
 

@@ -17,6 +17,12 @@ use crate::session::{Activity, Effect, Session};
 const ACCEPT_REST: u64 = 50;
 /// Bytes read from one socket per turn, so that an uploader starves nobody.
 const READ_PER_TURN: usize = 4 * READ_BYTES;
+/// How long a refused client has to read why, ms.
+const LINGER: u64 = 1000;
+/// How long the store, the accounts or another shard may owe an answer, ms.
+const ANSWER_TIMEOUT: u64 = 60_000;
+/// Time between two lines in the log about accepting, ms.
+const ACCEPT_WARNINGS: u64 = 10_000;
 /// What a client is told to wait when a bounded queue is full, seconds.
 const RETRY_AFTER: u32 = 1;
 
@@ -43,8 +49,13 @@ impl<R: Ring> Shard<R> {
 
     pub(super) fn accept_failed(&mut self, listener: u16, errno: i32) {
         self.metrics.count(Counter::AcceptFailures);
-        tracing::warn!(listener, errno, "accepting rests: {}", std::io::Error::from_raw_os_error(errno));
-        self.wheel.set(self.now.millis() + ACCEPT_REST, Timer::Accept(listener));
+        let now = self.now.millis();
+        if self.accept_warned.is_none_or(|at| at + ACCEPT_WARNINGS <= now) {
+            self.accept_warned = Some(now);
+            let error = std::io::Error::from_raw_os_error(errno);
+            tracing::warn!(listener, "can't accept clients for now: {error}");
+        }
+        self.wheel.set(now + ACCEPT_REST, Timer::Accept(listener));
     }
 
     /// Reads what there is, as long as the session takes it.
@@ -55,7 +66,7 @@ impl<R: Ring> Shard<R> {
             if connection.closing || connection.closes_when_sent {
                 break;
             }
-            let streaming = connection.session.activity() == Activity::Streaming;
+            let streaming = connection.lingers || connection.session.activity() == Activity::Streaming;
             if !connection.session.is_reading() && !streaming || connection.outbox.is_some() {
                 connection.unread = true;
                 break;
@@ -72,7 +83,7 @@ impl<R: Ring> Shard<R> {
                     break;
                 }
                 // What a client says after it has asked for a stream is nothing one could answer.
-                Ok(read) if streaming && taken + read >= READ_BYTES => {
+                Ok(read) if streaming && taken + read >= READ_BYTES && !connection.lingers => {
                     self.close(key, false);
                     break;
                 }
@@ -108,6 +119,7 @@ impl<R: Ring> Shard<R> {
         match effect {
             Effect::None => {}
             Effect::Close => return self.close_when_sent(key),
+            Effect::Refuse => return self.linger(key),
             Effect::Page(page) => self.page(key, page),
             Effect::Login { username, password } => self.login(key, &username, &password.0),
             Effect::Publish(batch) => self.publish(key, &batch),
@@ -117,6 +129,14 @@ impl<R: Ring> Shard<R> {
         self.follow_activity(key);
     }
 
+    /// Closing at once would reset the connection, and the client would never see the refusal.
+    fn linger(&mut self, key: Key) {
+        let Some(connection) = self.connections.get(key) else { return };
+        connection.lingers = true;
+        connection.deadline = NEVER;
+        self.set_deadline(key, self.now.millis() + LINGER);
+    }
+
     /// Sets the deadline that belongs to what the session is in the middle of.
     fn follow_activity(&mut self, key: Key) {
         let now = self.now.millis();
@@ -124,8 +144,7 @@ impl<R: Ring> Shard<R> {
         let deadline = match connection.session.activity() {
             Activity::Idle => now + self.bounds.keep_alive_timeout,
             Activity::Arriving(began) => began + self.bounds.request_timeout,
-            // Whoever owes the answer has bounds of his own; streams set theirs.
-            Activity::Waiting => NEVER,
+            Activity::Waiting => now + ANSWER_TIMEOUT,
             Activity::Streaming => return,
         };
         self.set_deadline(key, deadline);
@@ -309,8 +328,15 @@ impl<R: Ring> Shard<R> {
         if connection.closing {
             return;
         }
+        if connection.lingers {
+            return self.close(key, false);
+        }
         if connection.stalled > 0 || connection.closes_when_sent || connection.stream.is_some() {
             return self.stream_deadline_over(key);
+        }
+        if connection.session.activity() == Activity::Waiting {
+            self.answer(key, Err(&Refusal::Busy { retry_after: RETRY_AFTER }));
+            return self.close_when_sent(key);
         }
         let mut out = Vec::new();
         let cx = Self::context(&self.site, &self.metrics, self.now, self.phase);

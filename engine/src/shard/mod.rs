@@ -16,6 +16,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::time::Duration;
 
+use crate::connector::store::StoreMetrics;
 use crate::mail::Mail;
 use crate::mesh::{Inbox, Port};
 use crate::metrics::{Counter, Metrics};
@@ -103,8 +104,6 @@ pub struct Bounds {
     pub request_timeout: u64,
     /// How long a connection may idle between requests, ms.
     pub keep_alive_timeout: u64,
-    /// How long a stream may be silent, ms.
-    pub heartbeat: u64,
     /// Replays in progress at once.
     pub replays: usize,
     /// Bytes that may wait for full lanes before publishing is refused.
@@ -140,6 +139,8 @@ pub struct Parts<R> {
     pub bounds: Bounds,
     /// The counters of all shards; its own are at its node number.
     pub metrics: Vec<Arc<Metrics>>,
+    /// The store's counters.
+    pub store_metrics: Arc<StoreMetrics>,
     /// How the server is doing.
     pub state: Arc<State>,
     /// Listening sockets with the number of the listener.
@@ -166,6 +167,7 @@ pub struct Shard<R: Ring> {
     site: Arc<Site>,
     bounds: Bounds,
     metrics: Arc<Metrics>,
+    store_metrics: Arc<StoreMetrics>,
     all_metrics: Vec<Arc<Metrics>>,
     state: Arc<State>,
     phase: Phase,
@@ -179,6 +181,8 @@ pub struct Shard<R: Ring> {
     replay_queue: VecDeque<Key>,
     /// Connections whose input should be read on, although no completion will say so.
     to_read: Vec<Key>,
+    /// When the log was last told that accepting fails, ms.
+    accept_warned: Option<u64>,
     now: Now,
     completions: Vec<Completion>,
     inbox: Inbox,
@@ -191,7 +195,8 @@ pub struct Shard<R: Ring> {
 impl<R: Ring> Shard<R> {
     /// Starts to listen.
     pub fn new(parts: Parts<R>) -> Self {
-        let Parts { mut ring, port, nodes, topics, site, bounds, metrics, state, listeners } = parts;
+        let Parts { mut ring, port, nodes, topics, site, bounds, metrics, store_metrics, state, listeners } =
+            parts;
         let now = ring.now();
         for &(number, fd) in &listeners {
             ring.listen(number, fd);
@@ -205,6 +210,7 @@ impl<R: Ring> Shard<R> {
             metrics: Arc::clone(&metrics[port.node()]),
             port,
             all_metrics: metrics,
+            store_metrics,
             state,
             phase: Phase::Serving,
             listeners: listeners.iter().map(|&(number, _)| number).collect(),
@@ -216,6 +222,7 @@ impl<R: Ring> Shard<R> {
             replays: 0,
             replay_queue: VecDeque::new(),
             to_read: Vec::new(),
+            accept_warned: None,
             now,
             completions: Vec::new(),
             inbox: Inbox::default(),
@@ -247,7 +254,7 @@ impl<R: Ring> Shard<R> {
         }
         self.completions = completions;
         self.take_mail();
-        self.topics.turn(&mut self.port);
+        self.topics.turn(self.now.wall, &mut self.port);
         self.run_timers();
         for key in std::mem::take(&mut self.to_read) {
             self.read_on(key);
@@ -263,7 +270,7 @@ impl<R: Ring> Shard<R> {
         if self.groups.want_flush() || !self.to_read.is_empty() || self.port.has_mail() {
             return Duration::ZERO;
         }
-        if self.topics.is_lagging() || self.port.waiting() > 0 {
+        if self.topics.is_kept_back() || self.port.waiting() > 0 || self.phase != Phase::Serving {
             return Duration::from_millis(1);
         }
         let until = |at: u64| Duration::from_millis(at.saturating_sub(self.now.millis()));

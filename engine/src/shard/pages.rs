@@ -41,7 +41,9 @@ impl<R: Ring> Shard<R> {
 
     fn exposition(&self) -> Vec<u8> {
         let facts = Facts { ring: self.ring.name(), resident_bytes: resident_bytes() };
-        metrics::exposition(&self.all_metrics, &facts).into_bytes()
+        let mut text = metrics::exposition(&self.all_metrics, &facts);
+        metrics::store_exposition(&self.store_metrics, &mut text);
+        text.into_bytes()
     }
 
     /// Alive: every shard's loop turns.

@@ -147,7 +147,7 @@ impl<R: Ring> Shard<R> {
         let cx = Self::context(&self.site, &self.metrics, self.now, self.phase);
         connection.session.begin_stream(&cx, &mut out);
         let mut data = Vec::new();
-        let (platform, time) = (&*self.site.platform, self.now.wall);
+        let (platform, time) = (&*self.site.manners(dialect).platform, self.now.wall);
         let name = dialect.notice(&Notice::Connected { platform, topic: &found.name, time }, &mut data);
         // A position that is not from here must not become the client's own.
         sse::event(&mut out, Some(start.min(head)), name, &data);
@@ -271,6 +271,10 @@ impl<R: Ring> Shard<R> {
         let Some(stream) = &mut connection.stream else { return };
         let Stage::Replaying { conflate, rows } = stream.stage else { return };
         let Some(view) = self.views.get(stream.view) else { return };
+        if !live && gap.is_none() && upto <= stream.after {
+            // The store can't be read. Asking again would be asking for ever.
+            return self.fail_stream(key, &Refusal::StoreFailed);
+        }
         let skipped = conflate && u64::from(rows) < upto - stream.after;
         let slow =
             skipped.then_some(Gap { from: stream.after + 1, to: upto, reason: GapReason::SlowConsumer });
@@ -307,7 +311,7 @@ impl<R: Ring> Shard<R> {
             None => {
                 let (group, generation) = self.groups.insert(index, dialect, view.head.unwrap_or(0));
                 view.groups.push((dialect, group));
-                let first = self.now.millis() + self.bounds.heartbeat;
+                let first = self.now.millis() + self.site.manners(dialect).heartbeat;
                 self.wheel.set(first, Timer::Heartbeat(group, generation));
                 group
             }

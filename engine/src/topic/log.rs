@@ -80,6 +80,13 @@ pub(super) struct Queued {
     pub(super) body: Box<[u8]>,
 }
 
+impl Queued {
+    /// Bytes it costs while it waits.
+    pub(super) fn cost(&self) -> usize {
+        self.body.len() + size_of::<Self>()
+    }
+}
+
 impl Topic {
     pub(super) fn new(name: Rc<str>, strict: bool) -> Self {
         Self {

@@ -33,8 +33,9 @@ const MAX_STEP: u64 = 1 << 20;
 const ID_STEP: u64 = 1 << 16;
 /// Bytes of bodies in one part of a replay: several parts fit a lane.
 const REPLAY_PART: usize = 128 << 10;
-/// Publications that wait for a topic to be opened or for its ceiling, per topic.
-const MAX_QUEUED: usize = 4096;
+/// Bytes of rows of a shard that may wait for a topic to be opened, for a ceiling, or for room on the store's lane. Beyond
+/// it rows are refused: the largest request fits several times.
+const MAX_QUEUED_BYTES: usize = 64 << 20;
 /// Bytes a publication costs in the log beside its body.
 const ENTRY_OVERHEAD: usize = size_of::<Entry>() + size_of::<(u32, u64)>();
 
@@ -82,6 +83,9 @@ pub struct Topics {
     answered: u64,
     /// What each unanswered append has to be told, oldest first.
     unanswered: VecDeque<Unanswered>,
+    /// Rows that wait, in bytes, and the topics of those that wait for room on the store's lane.
+    queued_bytes: usize,
+    stalled: Vec<u32>,
     /// Topics with a watcher that a full lane has kept from its publications.
     lagging: Vec<u32>,
     scratch: Vec<u8>,
@@ -125,6 +129,8 @@ impl Topics {
             appended: 0,
             answered: 0,
             unanswered: VecDeque::new(),
+            queued_bytes: 0,
+            stalled: Vec::new(),
             lagging: Vec::new(),
             scratch: Vec::new(),
         }
@@ -155,8 +161,11 @@ impl Topics {
         }
     }
 
-    /// Sends watchers what a full lane had kept from them. Once per loop turn.
-    pub fn turn(&mut self, port: &mut Port) {
+    /// Goes on with what full lanes had kept back; `now` is in milliseconds since the epoch. Once per loop turn.
+    pub fn turn(&mut self, now: u64, port: &mut Port) {
+        for index in std::mem::take(&mut self.stalled) {
+            self.publish_queued(index, now, port);
+        }
         for index in std::mem::take(&mut self.lagging) {
             if let Some(topic) = &mut self.topics[index as usize] {
                 topic.is_lagging = false;
@@ -169,12 +178,12 @@ impl Topics {
 
     /// Whether publications are waiting for the store, or for room on a lane.
     pub fn is_busy(&self) -> bool {
-        !self.unanswered.is_empty() || !self.lagging.is_empty()
+        !self.unanswered.is_empty() || self.queued_bytes > 0 || self.is_kept_back()
     }
 
-    /// Whether a watcher waits for room on a lane, so that [`turn`](Self::turn) should be called again soon.
-    pub fn is_lagging(&self) -> bool {
-        !self.lagging.is_empty()
+    /// Whether something waits for room on a lane, so that [`turn`](Self::turn) should be called again soon.
+    pub fn is_kept_back(&self) -> bool {
+        !self.lagging.is_empty() || !self.stalled.is_empty()
     }
 
     /// Tells the store where offsets end, so that a later start need not skip to the ceilings. At a drain, last.
@@ -190,18 +199,17 @@ impl Topics {
     }
 
     fn publish(&mut self, name: &str, row: Queued, now: u64, port: &mut Port) {
+        if self.queued_bytes > MAX_QUEUED_BYTES {
+            return self.refuse(&row, Failure::Busy, port);
+        }
         let Some(index) = self.find_or_make(name, true, port) else {
             return self.refuse(&row, Failure::Topics, port);
         };
-        let Some(topic) = &mut self.topics[index as usize] else { return };
-        if topic.queue.len() >= MAX_QUEUED {
-            return self.refuse(&row, Failure::Busy, port);
-        }
-        if topic.queue.is_empty() && self.may_assign(index, port) {
-            self.assign(index, row, now, port);
-        } else if let Some(topic) = &mut self.topics[index as usize] {
+        if let Some(topic) = &mut self.topics[index as usize] {
+            self.queued_bytes += row.cost();
             topic.queue.push_back(row);
         }
+        self.publish_queued(index, now, port);
     }
 
     /// Whether the topic can give an offset and an id now. Asks for higher ceilings well before they are reached.
@@ -227,9 +235,11 @@ impl Topics {
         topic.head < ceiling && ids.next < ids.ceiling
     }
 
-    /// Gives the row its offset, stores, publishes and, where the rule does not wait for the store, acknowledges it.
-    fn assign(&mut self, index: u32, row: Queued, now: u64, port: &mut Port) {
-        let Some(topic) = &mut self.topics[index as usize] else { return };
+    /// Gives the topic's next row its offset, stores, publishes and, where the rule does not wait for the store,
+    /// acknowledges it. False: the store's lane is full, and the row waits.
+    fn assign(&mut self, index: u32, now: u64, port: &mut Port) -> bool {
+        let Some(topic) = &mut self.topics[index as usize] else { return true };
+        let Some(row) = topic.queue.front() else { return true };
         let partition = topic::partition(&topic.name);
         let counter = &mut self.ids[usize::from(partition)].next;
         let mut entry = Entry {
@@ -244,7 +254,7 @@ impl Topics {
         let waits = self.rules.ack_when_stored;
         if port.try_send(self.store.writer, &self.scratch) {
             self.appended += 1;
-            let Queued { node, ticket, row, .. } = row;
+            let Queued { node, ticket, row, .. } = *row;
             self.unanswered.push_back(Unanswered {
                 topic: index,
                 offset: entry.offset,
@@ -254,11 +264,13 @@ impl Topics {
                 waits,
             });
         } else if waits || topic.strict {
-            return self.refuse(&row, Failure::Busy, port);
+            return false;
         } else {
             entry.append = 0;
             self.metrics.count(Counter::Unstored);
         }
+        let Some(row) = topic.queue.pop_front() else { return true };
+        self.queued_bytes -= row.cost();
         *counter += 1;
         topic.head = entry.offset;
         if !topic.strict {
@@ -278,6 +290,7 @@ impl Topics {
         self.metrics.count(Counter::Publishes);
         self.evict(index);
         self.pump(index, port);
+        true
     }
 
     /// Keeps the logs within their bounds. What the store has not answered for stays: it is in no other place, and what
@@ -489,9 +502,8 @@ impl Topics {
         while self.topics[index as usize].as_ref().is_some_and(|topic| !topic.queue.is_empty())
             && self.may_assign(index, port)
         {
-            let queue = self.topics[index as usize].as_mut().map(|topic| &mut topic.queue);
-            if let Some(row) = queue.and_then(VecDeque::pop_front) {
-                self.assign(index, row, now, port);
+            if !self.assign(index, now, port) {
+                return self.stalled.push(index);
             }
         }
     }

@@ -344,7 +344,9 @@ fn wording(refusal: &Refusal) -> (&'static str, Cow<'static, str>) {
             ("RateLimitExceeded", again("Too many requests", *retry_after))
         }
         Refusal::Busy { retry_after } => ("ServiceUnavailable", again("The server is busy", *retry_after)),
-        Refusal::StoreFull => ("InsufficientStorage", "The store is full; nothing was kept".into()),
+        Refusal::StoreFull => {
+            ("InsufficientStorage", "The store is full; nothing is stored until there is room".into())
+        }
         Refusal::StoreFailed => ("StorageError", "The store failed; nothing was acknowledged".into()),
     }
 }
@@ -601,7 +603,7 @@ mod tests {
             ),
             (
                 Refusal::StoreFull,
-                r#"{"error":"InsufficientStorage","message":"The store is full; nothing was kept"}"#,
+                r#"{"error":"InsufficientStorage","message":"The store is full; nothing is stored until there is room"}"#,
             ),
             (
                 Refusal::StoreFailed,

@@ -8,7 +8,7 @@ use engine::connector::accounts::{self, Accounts};
 use engine::mesh::{Mesh, Port};
 use engine::metrics::{Counter, Metrics};
 use engine::ring::sim::{ClientId, Faults, SimNet, SimRing};
-use engine::session::{Offer, Site};
+use engine::session::{Manners, Offer, Site};
 use engine::shard::{Bounds, Nodes, Parts, Shard, State};
 use engine::topic::{Rules, StoreNodes, Topics};
 use protocol::dialect::DialectId;
@@ -157,6 +157,7 @@ impl World {
                     site: Arc::clone(&site),
                     bounds: bounds(&self.setup),
                     metrics: self.metrics.clone(),
+                    store_metrics: Arc::default(),
                     state: Arc::clone(&state),
                     listeners: vec![(0, 0)],
                 })
@@ -256,7 +257,10 @@ fn site() -> Site {
             admin: false,
             origins: Vec::new(),
         }],
-        platform: "Alkhorayef ESP IoT Platform".into(),
+        manners: DialectId::ALL
+            .iter()
+            .map(|_| Manners { platform: "Alkhorayef ESP IoT Platform".into(), heartbeat: 30_000 })
+            .collect(),
     }
 }
 
@@ -275,7 +279,6 @@ fn bounds(setup: &Setup) -> Bounds {
         pending_age: 30_000,
         request_timeout: 10_000,
         keep_alive_timeout: 75_000,
-        heartbeat: 30_000,
         replays: 4,
         waiting_bytes: 1 << 20,
         views: 1000,

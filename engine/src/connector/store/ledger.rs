@@ -196,11 +196,9 @@ impl Ledger {
     }
 
     /// Lowers a topic's ceiling to the last offset used.
-    pub(super) fn close(&mut self, db: &Connection, name: &str, head: u64) -> rusqlite::Result<()> {
-        let Some(known) = self.known(db, name)? else { return Ok(()) };
-        let head = head.max(known.head);
-        db.prepare_cached("UPDATE topic SET ceiling = ?2 WHERE id = ?1")?
-            .execute(params![known.id, signed(head)])?;
+    pub(super) fn close(&self, db: &Connection, name: &str, head: u64) -> rusqlite::Result<()> {
+        db.prepare_cached("UPDATE topic SET ceiling = ?2 WHERE name = ?1")?
+            .execute(params![name, signed(head)])?;
         Ok(())
     }
 

@@ -6,6 +6,7 @@
 use rusqlite::{Connection, OptionalExtension, params};
 
 use super::ledger::{self, Topic};
+use super::outbox::Outbox;
 use super::schema::{self, signed, unsigned};
 use crate::mail::{Gap, Mail, ReadEnd};
 use protocol::message::GapReason;
@@ -23,11 +24,6 @@ const SLICE_STRETCHES: usize = 16;
 const HISTORY_ROWS: usize = 100_000;
 /// Topics in a listing.
 const LISTED_TOPICS: usize = 100_000;
-
-/// Takes an answer's records: with each one the offset reached once it is sent.
-pub(super) trait Answer {
-    fn put(&mut self, mail: Mail<'_>, reached: u64);
-}
 
 /// A question being answered.
 pub(super) struct Question {
@@ -78,7 +74,7 @@ impl Question {
     ///
     /// # Errors
     /// SQLite's. What was put before is right, and the next call goes on behind it.
-    pub(super) fn advance(&mut self, db: &Connection, answer: &mut impl Answer) -> rusqlite::Result<bool> {
+    pub(super) fn advance(&mut self, db: &Connection, answer: &mut Outbox) -> rusqlite::Result<bool> {
         let snapshot = db.unchecked_transaction()?;
         let ended = match &mut self.task {
             Task::Range(range) => range.advance(&snapshot, self.tag, answer),
@@ -117,7 +113,7 @@ struct Range {
 }
 
 impl Range {
-    fn advance(&mut self, db: &Connection, tag: u64, answer: &mut impl Answer) -> rusqlite::Result<bool> {
+    fn advance(&mut self, db: &Connection, tag: u64, answer: &mut Outbox) -> rusqlite::Result<bool> {
         let Some(topic) = ledger::find(db, &self.topic)? else {
             return Ok(self.end(self.before.saturating_sub(1), tag, answer));
         };
@@ -155,7 +151,7 @@ impl Range {
         Ok(read < SLICE_ROWS && self.end(self.before.saturating_sub(1), tag, answer))
     }
 
-    fn end(&self, upto: u64, tag: u64, answer: &mut impl Answer) -> bool {
+    fn end(&self, upto: u64, tag: u64, answer: &mut Outbox) -> bool {
         // An empty range ends where it began, so that asking on from there repeats nothing.
         let upto = upto.max(self.after);
         answer.put(Mail::ReplayEnd { tag, upto, live: false, gap: self.gap }, upto);
@@ -192,7 +188,7 @@ struct History {
 }
 
 impl History {
-    fn advance(&mut self, db: &Connection, tag: u64, answer: &mut impl Answer) -> rusqlite::Result<bool> {
+    fn advance(&mut self, db: &Connection, tag: u64, answer: &mut Outbox) -> rusqlite::Result<bool> {
         let topic = ledger::find(db, &self.topic)?;
         if let Some(topic) = topic {
             let end = match self.end {
@@ -240,13 +236,7 @@ impl History {
     }
 
     /// Puts a slice of what was found, oldest first. Returns whether that was the last.
-    fn send(
-        &mut self,
-        db: &Connection,
-        topic: i64,
-        tag: u64,
-        answer: &mut impl Answer,
-    ) -> rusqlite::Result<bool> {
+    fn send(&mut self, db: &Connection, topic: i64, tag: u64, answer: &mut Outbox) -> rusqlite::Result<bool> {
         let mut statement = db.prepare_cached(&schema::RANGE_CONFLATING)?;
         let (mut read, mut bytes) = (0, 0);
         while let Some((from, last)) = self.parts.last_mut() {
@@ -309,7 +299,7 @@ struct Topics {
 }
 
 impl Topics {
-    fn advance(&mut self, db: &Connection, tag: u64, answer: &mut impl Answer) -> rusqlite::Result<bool> {
+    fn advance(&mut self, db: &Connection, tag: u64, answer: &mut Outbox) -> rusqlite::Result<bool> {
         let mut statement = db.prepare_cached(
             "SELECT id, run, ceiling, trimmed, trimmed_time, name FROM topic WHERE name >= ?1 ORDER BY name LIMIT ?2",
         )?;

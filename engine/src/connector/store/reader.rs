@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use rusqlite::Connection;
 
-use super::question::{Answer, Question};
+use super::outbox::Outbox;
+use super::question::Question;
 use super::writer::Trouble;
 use super::{Options, StoreMetrics};
 use crate::mail::Mail;
@@ -24,7 +25,7 @@ const PATIENCE: u32 = 5000;
 
 /// The reading half of the store.
 pub struct Reader {
-    db: Connection,
+    pub(super) db: Connection,
     shards: usize,
     /// The lane to look at first.
     next: usize,
@@ -145,7 +146,7 @@ impl Reader {
                     tracing::error!(%error, "the store can't be read");
                 }
                 self.failing = true;
-                let end = question.failed(self.outbox.put);
+                let end = question.failed(self.outbox.reached());
                 self.outbox.put(end, 0);
                 self.answered = true;
             }
@@ -164,92 +165,16 @@ impl Reader {
     }
 
     /// Drops the rest of an answer. Its end is sent if that needs no more than one record kept for that lane.
-    fn give_up(&mut self, port: &mut Port) {
+    pub(super) fn give_up(&mut self, port: &mut Port) {
         let Some(question) = self.question.take() else { return };
         self.metrics.abandoned.fetch_add(1, Relaxed);
         tracing::warn!(node = question.node, "a question to the store is given up: no one takes the answer");
         if !port.is_congested(question.node) {
             let mut end = Vec::new();
-            question.failed(self.outbox.sent).encode(&mut end);
+            question.failed(self.outbox.sent()).encode(&mut end);
             port.send(question.node, &end);
         }
         self.outbox.begin();
         port.flush();
-    }
-}
-
-/// Records of one slice, on their way.
-struct Outbox {
-    bytes: Vec<u8>,
-    /// End of each record, and the offset reached once it is sent.
-    ends: Vec<(usize, u64)>,
-    /// How many have been sent.
-    gone: usize,
-    /// The offset reached by what was put, and by what was sent, of this question.
-    put: Option<u64>,
-    sent: Option<u64>,
-    scratch: Vec<u8>,
-    max_record: usize,
-    metrics: Arc<StoreMetrics>,
-}
-
-impl Outbox {
-    fn new(max_record: usize, metrics: Arc<StoreMetrics>) -> Self {
-        Self {
-            bytes: Vec::new(),
-            ends: Vec::new(),
-            gone: 0,
-            put: None,
-            sent: None,
-            scratch: Vec::new(),
-            max_record,
-            metrics,
-        }
-    }
-
-    /// Makes room for another question's answer.
-    fn begin(&mut self) {
-        self.bytes.clear();
-        self.ends.clear();
-        self.gone = 0;
-        (self.put, self.sent) = (None, None);
-    }
-
-    fn is_empty(&self) -> bool {
-        self.gone == self.ends.len()
-    }
-
-    fn record(&self, index: usize) -> &[u8] {
-        let start = index.checked_sub(1).map_or(0, |before| self.ends[before].0);
-        &self.bytes[start..self.ends[index].0]
-    }
-
-    fn send(&mut self, to: usize, port: &mut Port) -> usize {
-        let before = self.gone;
-        while self.gone < self.ends.len() && port.try_send(to, self.record(self.gone)) {
-            self.sent = Some(self.ends[self.gone].1);
-            self.gone += 1;
-        }
-        let sent = self.gone - before;
-        if self.is_empty() {
-            self.bytes.clear();
-            self.ends.clear();
-            self.gone = 0;
-        }
-        sent
-    }
-}
-
-impl Answer for Outbox {
-    fn put(&mut self, mail: Mail<'_>, reached: u64) {
-        mail.encode(&mut self.scratch);
-        self.put = Some(reached);
-        if self.scratch.len() > self.max_record {
-            // It came over a wider lane, in an earlier run.
-            self.metrics.oversized.fetch_add(1, Relaxed);
-            return;
-        }
-        self.bytes.extend_from_slice(&self.scratch);
-        self.ends.push((self.bytes.len(), reached));
     }
 }

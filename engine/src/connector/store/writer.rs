@@ -18,7 +18,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use rusqlite::{Connection, ErrorCode, OptionalExtension, params};
+use rusqlite::{Connection, ErrorCode, OptionalExtension, ffi, params};
 
 use super::ledger::{self, Ledger, Place, Standing};
 use super::schema::{self, FRESH, signed};
@@ -36,9 +36,9 @@ const CONGESTED: Duration = Duration::from_millis(1);
 
 /// The writing half of the store.
 pub struct Writer {
-    db: Connection,
+    pub(super) db: Connection,
     ledger: Ledger,
-    upkeep: Upkeep,
+    pub(super) upkeep: Upkeep,
     durability: Durability,
     max_record: usize,
     /// Appends of each shard since the start.
@@ -73,6 +73,10 @@ pub(super) enum Trouble {
 
 impl Trouble {
     pub(super) fn of(error: &rusqlite::Error) -> Self {
+        if error.sqlite_extended_error_code() == Some(ffi::SQLITE_IOERR_SHMSIZE) {
+            // The index of the write-ahead log finds no room.
+            return Self::Full;
+        }
         match error.sqlite_error_code() {
             Some(ErrorCode::DiskFull) => Self::Full,
             Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked | ErrorCode::OutOfMemory) => {
@@ -178,8 +182,8 @@ impl Writer {
             return self.acknowledge(mails, Some(Failure::Store), port);
         }
         let error = match self.commit(mails, true) {
-            Ok(answers) => {
-                if self.state == State::Full {
+            Ok((answers, wrote)) => {
+                if self.state == State::Full && wrote.rows > 0 {
                     tracing::info!("the store's disk has room again");
                     self.state = State::Good;
                 }
@@ -190,14 +194,14 @@ impl Writer {
         };
         let failure = self.fail("commit", &error);
         // Ceilings need next to no room, and without them memory topics would stop as well.
-        match if failure == Failure::Full { self.commit(mails, false) } else { Err(error) } {
-            Ok(answers) => self.answer(answers, port),
-            Err(error) => {
-                if failure == Failure::Full {
-                    self.fail("commit of ceilings", &error);
-                }
+        let ceilings = (failure == Failure::Full).then(|| self.commit(mails, false));
+        match ceilings {
+            Some(Ok((answers, _))) => self.answer(answers, port),
+            Some(Err(error)) => {
+                self.fail("commit of ceilings", &error);
                 self.answer_as_it_is(mails, port);
             }
+            None => self.answer_as_it_is(mails, port),
         }
         self.acknowledge(mails, Some(failure), port);
     }
@@ -207,7 +211,7 @@ impl Writer {
         &mut self,
         mails: &[(usize, Mail<'a>)],
         publications: bool,
-    ) -> rusqlite::Result<Vec<(usize, Mail<'a>)>> {
+    ) -> rusqlite::Result<(Answers<'a>, Wrote)> {
         let raises = |(_, mail): &(usize, Mail<'_>)| {
             matches!(mail, Mail::Open { create: true, .. } | Mail::Reserve { .. } | Mail::ReserveIds { .. })
         };
@@ -221,14 +225,14 @@ impl Writer {
         self.metrics.rows.fetch_add(wrote.rows, Relaxed);
         self.metrics.bytes.fetch_add(wrote.bytes, Relaxed);
         self.metrics.duplicates.fetch_add(wrote.duplicates, Relaxed);
-        Ok(answers)
+        Ok((answers, wrote))
     }
 
     fn write<'a>(
         &mut self,
         mails: &[(usize, Mail<'a>)],
         publications: bool,
-    ) -> rusqlite::Result<(Vec<(usize, Mail<'a>)>, Wrote)> {
+    ) -> rusqlite::Result<(Answers<'a>, Wrote)> {
         let (db, ledger) = (&self.db, &mut self.ledger);
         let (mut answers, mut wrote) = (Vec::new(), Wrote::default());
         db.prepare_cached("BEGIN IMMEDIATE")?.execute([])?;
@@ -278,7 +282,7 @@ impl Writer {
         Ok((answers, wrote))
     }
 
-    fn answer(&mut self, answers: Vec<(usize, Mail<'_>)>, port: &mut Port) {
+    fn answer(&mut self, answers: Answers<'_>, port: &mut Port) {
         for (to, mail) in answers {
             let Mail::Opened { topic, head, ceiling, stored, latest: None } = mail else {
                 self.post(to, mail, port);
@@ -376,20 +380,7 @@ impl Writer {
             for work in due.into_iter().flatten() {
                 // Upkeep only copies and removes: a power cut that undoes it loses nothing. Checkpoints sync anyway.
                 self.sync_commits(false)?;
-                let t = Instant::now();
-                let d = self.upkeep.perform(&self.db, work, &self.metrics)?;
-                done += d;
-                if t.elapsed().as_millis() > 30 {
-                    eprintln!(
-                        "{} {d} {:?}",
-                        match work {
-                            crate::connector::store::upkeep::Work::Checkpoint => "ckpt",
-                            crate::connector::store::upkeep::Work::Settle(..) => "settle",
-                            _ => "sweep",
-                        },
-                        t.elapsed()
-                    );
-                }
+                done += self.upkeep.perform(&self.db, work, &self.metrics)?;
             }
             Ok(())
         });
@@ -463,6 +454,9 @@ impl Writer {
         }
     }
 }
+
+/// Records to send once their transaction is durable, and to whom.
+type Answers<'a> = Vec<(usize, Mail<'a>)>;
 
 /// What a transaction wrote.
 #[derive(Default)]

@@ -82,6 +82,7 @@ impl Net {
         let conn = self.conn(number);
         conn.client_gone = true;
         conn.client_inbox.clear();
+        self.client_stalls(number, false);
     }
 
     pub(super) fn client_resets(&mut self, number: u32) {
@@ -308,7 +309,7 @@ impl Net {
                 Event::ToClient(conn) => self.run_to_client(conn),
                 Event::Reset(conn) => self.reset(conn),
                 Event::Tell(conn) => {
-                    if let Some((_, told)) = self.conn(conn).late.pop_front() {
+                    if let Some(told) = self.conn(conn).late.pop_front() {
                         let shard = self.conn(conn).shard;
                         self.shards[shard].told.push(told);
                     }
@@ -319,14 +320,11 @@ impl Net {
     }
 
     fn run_connect(&mut self, number: u32) {
-        let (shard, number_of_listener) = {
-            let conn = self.conn(number);
-            (conn.shard, conn.listener)
-        };
-        match self.listener(shard, number_of_listener) {
-            Some(listener) if !listener.stopping => {
-                listener.backlog.push_back(number);
-                self.accept_queued(shard, number_of_listener);
+        let &mut Conn { shard, listener, .. } = self.conn(number);
+        match self.listener(shard, listener) {
+            Some(open) if !open.stopping => {
+                open.backlog.push_back(number);
+                self.accept_queued(shard, listener);
             }
             _ => self.conn(number).client_end = End::Reset,
         }
@@ -501,12 +499,11 @@ impl Net {
         let now = self.now;
         let told = Told { conn: Some(number), completion, slice };
         let conn = self.conn(number);
-        let due = conn.late.back().map_or(due, |(last, _)| due.max(*last));
         if due == now && conn.late.is_empty() {
             let shard = conn.shard;
             self.shards[shard].told.push(told);
         } else {
-            conn.late.push_back((due, told));
+            conn.late.push_back(told);
             self.schedule(due, Event::Tell(number));
         }
     }

@@ -17,6 +17,7 @@ pub(super) struct Scheduled {
     pub(super) event: Event,
 }
 
+/// What happens to a connection, given by its client's number.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Event {
     /// The connection reaches its listener.
@@ -60,7 +61,7 @@ pub(super) struct Conn {
     /// The server has read ECONNRESET: told once, as the kernel does.
     pub(super) reset_read: bool,
     /// Completions told later, in order.
-    pub(super) late: VecDeque<(u64, Told)>,
+    pub(super) late: VecDeque<Told>,
 
     pub(super) to_server: VecDeque<Packet>,
     pub(super) to_client: VecDeque<Packet>,
@@ -114,8 +115,8 @@ pub(super) struct Listener {
 /// A table of descriptors; like a kernel's, it gives the lowest free number.
 #[derive(Default)]
 pub(super) struct Files {
-    pub(super) conns: Vec<Option<u32>>,
-    pub(super) free: BinaryHeap<Reverse<usize>>,
+    conns: Vec<Option<u32>>,
+    free: BinaryHeap<Reverse<usize>>,
 }
 
 impl Files {

@@ -25,8 +25,6 @@ pub(super) struct Slot {
     /// A poll for room is armed: exactly one more completion is owed for it.
     pub(super) writing: bool,
     pub(super) closing: bool,
-    /// Closing with a RST.
-    pub(super) reset: bool,
 }
 
 /// There is one for every connection, idle ones too.
@@ -37,8 +35,7 @@ impl Slot {
     const NO_SEND: u32 = u32::MAX;
 
     const fn let_to(fd: Fd, generation: u32) -> Self {
-        let (send, closing) = (Self::NO_SEND, false);
-        Self { fd, generation, send, reading: false, writing: false, closing, reset: false }
+        Self { fd, generation, send: Self::NO_SEND, reading: false, writing: false, closing: false }
     }
 
     pub(super) fn is_sending(&self) -> bool {
