@@ -116,6 +116,11 @@ impl Group {
         self.dirty = true;
     }
 
+    /// Whether this walk or one that is due will still come to a member.
+    pub fn will_visit(&self, member: u32) -> bool {
+        self.dirty || self.walk > 0 && member as usize >= self.walk
+    }
+
     /// Whether a walk has anything to do.
     pub fn wants_walk(&self) -> bool {
         self.dirty || self.walk > 0
@@ -230,6 +235,17 @@ mod tests {
         group.append(&pool, b"nobody", 2, 0);
         assert_eq!(pool.used_bytes(), 0, "nothing is kept for nobody");
         assert_eq!(group.log().newest_offset(), 2);
+    }
+
+    #[test]
+    fn a_member_whose_slice_ended_with_a_chunk_is_not_left_to_a_walk_that_has_passed_it() {
+        let (pool, mut group) = (Pool::new(1 << 20), Group::new(0));
+        let (a, b) = (group.join(0, Standing::Ready), group.join(1, Standing::Ready));
+        group.append(&pool, &[b'x'; 10], 1, 0);
+        let Some(Step::Send { slice, .. }) = group.next_step(4, 100) else { panic!("nothing to send") };
+        assert!(!group.sent(a, slice.len(), Standing::Ready));
+        assert!(!group.will_visit(a) && group.will_visit(b));
+        assert_eq!(group.stand(a, Standing::Ready, 100).map(|rest| rest.len()), Some(6));
     }
 
     #[test]

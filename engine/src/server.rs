@@ -39,6 +39,8 @@ const BACKLOG: u32 = 65_535;
 const RING_ENTRIES: u32 = 512;
 /// Descriptors a shard needs beside its connections.
 const OWN_DESCRIPTORS: u64 = 64;
+/// Sends of one slice: as many as one submission pays for.
+const SLICE: usize = 64;
 /// Bytes of records that may wait for full lanes in a shard before it refuses to publish.
 const WAITING_BYTES: usize = 64 << 20;
 
@@ -548,6 +550,7 @@ fn bounds(config: &Config) -> Bounds {
         pending_age: millis(config.limits.pending_age),
         request_timeout: millis(config.limits.request_timeout),
         keep_alive_timeout: millis(config.limits.keep_alive_timeout),
+        slice: SLICE,
         replays: config.limits.replays_in_progress,
         waiting_bytes: WAITING_BYTES,
         views: config.limits.topics,

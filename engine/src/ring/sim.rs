@@ -389,6 +389,23 @@ mod tests {
     }
 
     #[test]
+    fn a_buffer_may_shrink_below_what_it_holds() {
+        let (net, mut ring) = net_with_listener(Faults::default());
+        let client = net.connect(0, 0);
+        let (key, fd) = accept(&mut ring, 0);
+        net.client_stall(client, true);
+        assert_eq!(ring.send_now(fd, &[7; 100]).unwrap(), 100);
+        net.set_faults(Faults { send_buffer: 10, ..Faults::default() });
+        assert_eq!(ring.send_now(fd, b"more").unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        ring.await_writable(key, fd);
+        assert!(turn(&mut ring).is_empty());
+        net.client_stall(client, false);
+        assert_eq!(turn(&mut ring).len(), 1);
+        assert_eq!(ring.send_now(fd, b"more").unwrap(), 4);
+        assert_eq!(net.client_read(client, 200).len(), 104);
+    }
+
+    #[test]
     fn bytes_for_a_client_that_has_closed_come_back_as_a_reset() {
         let (net, mut ring) = net_with_listener(Faults::default());
         let client = net.connect(0, 0);

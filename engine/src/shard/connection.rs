@@ -201,10 +201,13 @@ impl Connection {
     }
 }
 
+/// Places allocated together. The table grows by so many and never moves: no copy, and no memory held twice.
+const PAGE: usize = 128;
+
 /// The table. A place is let again only after the ring has said `Closed` for its tenant.
 #[derive(Default)]
 pub struct Connections {
-    places: Vec<Place>,
+    pages: Vec<Box<[Place]>>,
     free: Vec<u32>,
     len: usize,
 }
@@ -223,11 +226,8 @@ impl Connections {
     /// Lets a place.
     pub fn insert(&mut self, mut connection: Connection) -> Key {
         self.len += 1;
-        let index = self.free.pop().unwrap_or_else(|| {
-            self.places.push(Place::Free(0));
-            (self.places.len() - 1) as u32
-        });
-        let place = &mut self.places[index as usize];
+        let index = self.free.pop().unwrap_or_else(|| self.grow());
+        let place = &mut self.pages[index as usize / PAGE][index as usize % PAGE];
         if let Place::Free(generation) = *place {
             connection.generation = generation;
         }
@@ -238,15 +238,12 @@ impl Connections {
 
     /// The connection of this key, unless it is gone.
     pub fn get(&mut self, key: Key) -> Option<&mut Connection> {
-        match self.places.get_mut(key.index as usize)? {
-            Place::Let(connection) if connection.generation == key.generation => Some(connection),
-            _ => None,
-        }
+        self.at(key.index).filter(|(found, _)| *found == key).map(|(_, connection)| connection)
     }
 
     /// The connection at this place, and its key.
     pub fn at(&mut self, index: u32) -> Option<(Key, &mut Connection)> {
-        match self.places.get_mut(index as usize)? {
+        match &mut self.pages.get_mut(index as usize / PAGE)?[index as usize % PAGE] {
             Place::Let(connection) => Some((Key { index, generation: connection.generation }, connection)),
             Place::Free(_) => None,
         }
@@ -256,7 +253,8 @@ impl Connections {
     pub fn remove(&mut self, key: Key) -> Option<Connection> {
         self.get(key)?;
         let next = (key.generation + 1) & Key::GENERATION_MASK;
-        let gone = std::mem::replace(&mut self.places[key.index as usize], Place::Free(next));
+        let place = &mut self.pages[key.index as usize / PAGE][key.index as usize % PAGE];
+        let gone = std::mem::replace(place, Place::Free(next));
         self.free.push(key.index);
         self.len -= 1;
         match gone {
@@ -267,11 +265,19 @@ impl Connections {
 
     /// The keys of all.
     pub fn keys(&self) -> Vec<Key> {
-        let keys = self.places.iter().enumerate().filter_map(|(index, place)| match place {
+        let keys = self.pages.iter().flatten().enumerate().filter_map(|(index, place)| match place {
             Place::Let(connection) => Some(Key { index: index as u32, generation: connection.generation }),
             Place::Free(_) => None,
         });
         keys.collect()
+    }
+
+    /// Adds a page; gives one of its places, the others become free, the lowest next.
+    fn grow(&mut self) -> u32 {
+        let first = (self.pages.len() * PAGE) as u32;
+        self.pages.push((0..PAGE).map(|_| Place::Free(0)).collect());
+        self.free.extend((first + 1..first + PAGE as u32).rev());
+        first
     }
 }
 

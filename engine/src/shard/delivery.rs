@@ -16,8 +16,6 @@ use crate::metrics::Counter;
 use crate::ring::{Key, Ring};
 use crate::wire_log::{LARGE_CHUNK, Slice};
 
-/// Sends between two looks at completions, so that publications that arrive meanwhile join the sends still to come.
-const SLICE: usize = 64;
 /// Longest wait of a client for another address to connect to, ms: what a drain spreads reconnects over.
 const RECONNECT_SPREAD: u64 = 3000;
 
@@ -130,14 +128,14 @@ impl<R: Ring> Shard<R> {
 
     /// Sends one slice of what groups owe their members. Large groups take turns.
     pub(super) fn flush_groups(&mut self) {
-        let mut budget = SLICE;
+        let mut budget = self.bounds.slice;
         while budget > 0 {
             let Some(index) = self.groups.next() else { return };
             self.walk(index, &mut budget);
             let Some(place) = self.groups.get(index) else { continue };
             if place.group.wants_walk() {
                 self.groups.queue(index, false);
-                if budget == SLICE {
+                if budget == self.bounds.slice {
                     return;
                 }
             }
@@ -201,9 +199,9 @@ impl<R: Ring> Shard<R> {
         if let Some(last) = connection.last_frame.take() {
             return self.end_stream(key, &last);
         }
-        // A walk that is due anyway will join what has come since; without one the rest goes on now.
+        // A walk that still comes by will join what has come since; without one the rest goes on now.
         if !done
-            && !place.group.wants_walk()
+            && !place.group.will_visit(member)
             && let Some(slice) = place.group.stand(member, Standing::Ready, LARGE_CHUNK)
         {
             self.send(key.index, slice);

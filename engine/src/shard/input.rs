@@ -19,8 +19,9 @@ const ACCEPT_REST: u64 = 50;
 const READ_PER_TURN: usize = 4 * READ_BYTES;
 /// How long a refused client has to read why, ms.
 const LINGER: u64 = 1000;
-/// How long the store, the accounts or another shard may owe an answer, ms.
-const ANSWER_TIMEOUT: u64 = 60_000;
+/// How long the store, the accounts or another shard may owe an answer, ms. Longer than connections idle by default, so
+/// that asking does not bring a timer nearer.
+const ANSWER_TIMEOUT: u64 = 90_000;
 /// Time between two lines in the log about accepting, ms.
 const ACCEPT_WARNINGS: u64 = 10_000;
 /// What a client is told to wait when a bounded queue is full, seconds.

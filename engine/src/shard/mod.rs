@@ -104,6 +104,8 @@ pub struct Bounds {
     pub request_timeout: u64,
     /// How long a connection may idle between requests, ms.
     pub keep_alive_timeout: u64,
+    /// Sends between two looks at completions, so that publications that arrive meanwhile join the sends to come.
+    pub slice: usize,
     /// Replays in progress at once.
     pub replays: usize,
     /// Bytes that may wait for full lanes before publishing is refused.

@@ -86,6 +86,7 @@ pub fn run(seed: u64) -> Report {
         log_publications: [1000, 1000, 20][random.below(3)],
         pending_bytes: [1 << 20, 1 << 12][random.below(2)],
         lane_bytes: [1 << 16, 1 << 13][random.below(2)],
+        slice: [1, 2, 64][random.below(3)],
         rule: [Rule::AckStored, Rule::AckStored, Rule::DeliverStored, Rule::Memory][random.below(4)],
     };
     let crashes = if random.one_in(3) { 1 + random.below(2) } else { 0 };

@@ -63,6 +63,8 @@ pub struct Setup {
     pub pending_bytes: u64,
     /// Bytes of a lane.
     pub lane_bytes: usize,
+    /// Sends between two looks at completions.
+    pub slice: usize,
     /// When publications are delivered and acknowledged.
     pub rule: Rule,
 }
@@ -86,6 +88,7 @@ impl Default for Setup {
             log_publications: 1000,
             pending_bytes: 1 << 20,
             lane_bytes: 1 << 16,
+            slice: 64,
             rule: Rule::AckStored,
         }
     }
@@ -253,7 +256,7 @@ fn site() -> Site {
         keys: Keys::hs256(SECRET, None, None),
         token_ttl: 3600,
         listeners: vec![Offer {
-            dialects: [DialectId::Esp].into_iter().collect(),
+            dialects: DialectId::ALL.iter().copied().collect(),
             admin: false,
             origins: Vec::new(),
         }],
@@ -279,6 +282,7 @@ fn bounds(setup: &Setup) -> Bounds {
         pending_age: 30_000,
         request_timeout: 10_000,
         keep_alive_timeout: 75_000,
+        slice: setup.slice,
         replays: 4,
         waiting_bytes: 1 << 20,
         views: 1000,

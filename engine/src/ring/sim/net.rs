@@ -456,7 +456,7 @@ impl Net {
         if conn.end == End::Reset {
             return Err(libc::EPIPE);
         }
-        let mut room = bytes.len().min(buffer - conn.buffered);
+        let mut room = bytes.len().min(buffer.saturating_sub(conn.buffered));
         if short && room > 0 {
             room = 1 + (cut % room as u64) as usize;
         }
@@ -483,7 +483,7 @@ impl Net {
     fn tell_writable(&mut self, number: u32) {
         let buffer = self.faults.send_buffer;
         let conn = self.conn(number);
-        let room = (buffer - conn.buffered) * 3 >= buffer || conn.end == End::Reset;
+        let room = buffer.saturating_sub(conn.buffered) * 3 >= buffer || conn.end == End::Reset;
         if !conn.awaits_room || conn.closing || !room {
             return;
         }
