@@ -135,6 +135,7 @@ pub fn run(config: &Config, started: impl FnOnce(&Running)) -> Result<(), StartE
 /// # Errors
 /// If something can't be started; what was is stopped again.
 pub fn start(config: &Config) -> Result<Running, StartError> {
+    sys::refuse_huge_pages();
     let cpus = sys::allowed_cpus();
     let count = match config.server.shards {
         Shards::Auto => cpus.len().max(1),

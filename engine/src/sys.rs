@@ -123,6 +123,13 @@ pub fn raise_nofile() -> (u64, u64) {
     limit(libc::RLIMIT_NOFILE)
 }
 
+/// Keeps the kernel from backing this process's memory with huge pages: connections come and go in small pieces, and a
+/// piece must not cost 2 MiB. Where the kernel can't, memory is only less exact.
+pub fn refuse_huge_pages() {
+    // SAFETY: takes no pointers, and changes nothing but how later pages are backed.
+    unsafe { libc::prctl(libc::PR_SET_THP_DISABLE, 1, 0, 0, 0) };
+}
+
 /// Bytes this process may lock in memory (the soft RLIMIT_MEMLOCK); `None` without a limit.
 pub fn memlock_limit() -> Option<u64> {
     let (soft, _) = limit(libc::RLIMIT_MEMLOCK);

@@ -424,7 +424,7 @@ impl Session {
     fn asked(&self, head: &Head<'_>, cx: &Context<'_>) -> Asked {
         let offer = &cx.site.listeners[usize::from(self.listener)];
         Asked {
-            dialect: offer.dialects.iter().next().unwrap_or(DialectId::Esp),
+            dialect: offer.dialects.iter().next().unwrap_or(DialectId::ALL[0]),
             stream: false,
             head_only: head.method == Method::Head,
             keep_alive: head.keep_alive && !cx.draining,

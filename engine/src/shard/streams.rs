@@ -275,9 +275,8 @@ impl<R: Ring> Shard<R> {
             // The store can't be read. Asking again would be asking for ever.
             return self.fail_stream(key, &Refusal::StoreFailed);
         }
-        let skipped = conflate && u64::from(rows) < upto - stream.after;
-        let slow =
-            skipped.then_some(Gap { from: stream.after + 1, to: upto, reason: GapReason::SlowConsumer });
+        let skipped = conflate && u64::from(rows) < upto.saturating_sub(stream.after);
+        let slow = skipped.then(|| Gap { from: stream.after + 1, to: upto, reason: GapReason::SlowConsumer });
         if let (Some(gap), Some(outbox)) = (gap.or(slow), &mut connection.outbox) {
             let id = match gap.reason {
                 GapReason::UnknownPosition => upto,

@@ -12,6 +12,28 @@ use crate::mesh::Port;
 /// Ranges of lost offsets remembered per topic; beyond it the oldest are joined.
 const MAX_LOST_RANGES: usize = 64;
 
+/// Ids that may be given without asking the store.
+#[derive(Clone, Copy, Debug)]
+pub struct IdRange {
+    /// The next one.
+    pub next: u64,
+    /// The first one that may not be given.
+    pub ceiling: u64,
+    /// Whether a higher ceiling has been asked for.
+    pub asked: bool,
+}
+
+/// An append the store has not answered, and who is to be told.
+pub(super) struct Unanswered {
+    pub(super) topic: u32,
+    pub(super) offset: u64,
+    pub(super) ticket: u64,
+    pub(super) row: u32,
+    pub(super) node: u8,
+    /// Whether the publisher waits for the store.
+    pub(super) waits: bool,
+}
+
 pub(super) struct Topic {
     pub(super) name: Rc<str>,
     /// The highest offset given. Meaningless until opened.

@@ -23,7 +23,8 @@ use crate::metrics::{Counter, Metrics};
 
 mod log;
 
-use log::{Entry, Opening, Queued, Topic, Watcher};
+pub use log::IdRange;
+use log::{Entry, Opening, Queued, Topic, Unanswered, Watcher};
 
 /// Offsets reserved ahead of use for a topic seen for the first time; each further reservation doubles it, up to
 /// [`MAX_STEP`]. A crash wastes at most this many.
@@ -89,27 +90,6 @@ pub struct Topics {
     /// Topics with a watcher that a full lane has kept from its publications.
     lagging: Vec<u32>,
     scratch: Vec<u8>,
-}
-
-/// Ids that may be given without asking the store.
-#[derive(Clone, Copy, Debug)]
-pub struct IdRange {
-    /// The next one.
-    pub next: u64,
-    /// The first one that may not be given.
-    pub ceiling: u64,
-    /// Whether a higher ceiling has been asked for.
-    pub asked: bool,
-}
-
-struct Unanswered {
-    topic: u32,
-    offset: u64,
-    ticket: u64,
-    row: u32,
-    node: u8,
-    /// Whether the publisher waits for the store.
-    waits: bool,
 }
 
 impl Topics {
@@ -478,6 +458,10 @@ impl Topics {
         if topic.opening == Opening::Reserving {
             topic.opening = Opening::Open;
         }
+        if topic.head == topic.ceiling {
+            // The store can't reserve any more. Whoever publishes next asks again.
+            return self.refuse_queued(index, port);
+        }
         self.publish_queued(index, now, port);
     }
 
@@ -485,6 +469,7 @@ impl Topics {
         let ids = &mut self.ids[usize::from(partition)];
         ids.ceiling = ids.ceiling.max(ceiling);
         ids.asked = false;
+        let exhausted = ids.next >= ids.ceiling;
         let waiting: Vec<u32> = (0..self.topics.len() as u32)
             .filter(|&index| {
                 let topic = self.topics[index as usize].as_ref();
@@ -494,7 +479,19 @@ impl Topics {
             })
             .collect();
         for index in waiting {
-            self.publish_queued(index, now, port);
+            if exhausted {
+                self.refuse_queued(index, port);
+            } else {
+                self.publish_queued(index, now, port);
+            }
+        }
+    }
+
+    fn refuse_queued(&mut self, index: u32, port: &mut Port) {
+        let Some(topic) = &mut self.topics[index as usize] else { return };
+        for row in std::mem::take(&mut topic.queue) {
+            self.queued_bytes -= row.cost();
+            self.refuse(&row, Failure::Store, port);
         }
     }
 

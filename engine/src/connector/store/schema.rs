@@ -16,8 +16,8 @@ const VERSION: i64 = 1;
 pub(super) const LEAST_SQLITE: &str = "3.51.3";
 const LEAST_SQLITE_NUMBER: i32 = 3_051_003;
 
-/// Page cache of the writer, KiB: a full fresh table, and the pages being filled of the settled one.
-const WRITER_CACHE_KIB: i64 = 64 * 1024;
+/// Page cache of the writer, KiB: most of a full fresh table. SQLite walks it at each commit, so a larger one costs.
+const WRITER_CACHE_KIB: i64 = 32 * 1024;
 /// Page cache of the reader, KiB.
 const READER_CACHE_KIB: i64 = 16 * 1024;
 /// How long the writer waits for a foreign process (a backup) that holds the database.

@@ -14,7 +14,10 @@
 
 use std::fs::File;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::{
+    AtomicBool,
+    Ordering::{Acquire, Relaxed},
+};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -125,9 +128,9 @@ impl Writer {
     }
 
     /// The writer's thread: turns until `stop`, then stores what is still on the lanes, empties the write-ahead log
-    /// into the database, and closes it. The shards must have ended before `stop` is set.
+    /// into the database, and closes it. `stop` is set, with `Release`, once the shards have ended.
     pub fn run(mut self, mut port: Port, stop: Arc<AtomicBool>) {
-        while !stop.load(Relaxed) {
+        while !stop.load(Acquire) {
             if self.turn(&mut port, wall_clock()) > 0 {
                 continue;
             }
