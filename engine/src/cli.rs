@@ -18,7 +18,7 @@ use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use clap::{Args, Parser, Subcommand};
 use protocol::dialect::DialectId;
-use protocol::message::Verb;
+use protocol::message::{Kind, Verb};
 use protocol::topic::Filter;
 use rustix::termios::{self, LocalModes, OptionalActions, Termios};
 
@@ -397,16 +397,31 @@ fn run_demo(port: u16, flags: &[Flag], out: &mut impl Write) -> Result<(), CliEr
 /// What to do with a demo that runs.
 fn greeting(address: SocketAddr, password: &str, token: &str) -> String {
     let mut text = format!(
-        "The demo runs; nothing is kept when it ends (Ctrl-C).\n  \
-         dashboard  http://{address}/\n  \
+        "The demo runs; nothing is kept when it ends (Ctrl-C).\n\n  \
+         wells      http://{address}/#token={token}\n  \
          login      {DEMO_USER} {password}\n  \
-         token      {token}",
+         token      {token}\n\nPaste one of these into another terminal:\n",
     );
-    let doors = DialectId::ALL[0].doors().iter();
-    for door in doors.filter(|door| door.verb == Verb::Stream) {
+    let well = demo::WELLS[0];
+    let doors = DialectId::ALL[0].doors();
+    let wanted = [Verb::Stream, Verb::Publish(Kind::Telemetry), Verb::Topics];
+    for door in wanted.iter().filter_map(|verb| doors.iter().find(|door| door.verb == *verb)) {
         let before = door.path.split('{').next().unwrap_or(door.path);
-        let well = demo::WELLS[0];
-        text.push_str(&format!("\n  stream     curl -N 'http://{address}{before}{well}?token={token}'"));
+        match door.verb {
+            Verb::Stream => {
+                text.push_str(&format!(
+                    "\n# watch\ncurl -N 'http://{address}{before}{well}?token={token}'\n"
+                ));
+            }
+            Verb::Publish(Kind::Telemetry) => text.push_str(&format!(
+                "\n# publish\ncurl 'http://{address}{before}' -H 'Authorization: Bearer {token}' \
+                 -d '{{\"well_id\":\"{well}\",\"vibration\":3.2}}'\n"
+            )),
+            Verb::Topics => text.push_str(&format!(
+                "\n# list\ncurl 'http://{address}{before}' -H 'Authorization: Bearer {token}'\n"
+            )),
+            _ => {}
+        }
     }
     text
 }
@@ -670,10 +685,13 @@ mod tests {
     fn the_greeting_says_how_to_use_it() {
         let greeting = greeting(([127, 0, 0, 1], 8000).into(), "sesame", "a.b.c");
         for line in [
-            "dashboard  http://127.0.0.1:8000/",
+            "wells      http://127.0.0.1:8000/#token=a.b.c",
             "login      admin sesame",
             "token      a.b.c",
-            "stream     curl -N 'http://127.0.0.1:8000/api/v1/sse/stream/WELL-001?token=a.b.c'",
+            "curl -N 'http://127.0.0.1:8000/api/v1/sse/stream/WELL-001?token=a.b.c'",
+            "curl 'http://127.0.0.1:8000/api/v1/telemetry/ingest' -H 'Authorization: Bearer a.b.c' \
+             -d '{\"well_id\":\"WELL-001\",\"vibration\":3.2}'",
+            "curl 'http://127.0.0.1:8000/api/v1/wells' -H 'Authorization: Bearer a.b.c'",
         ] {
             assert!(greeting.lines().any(|other| other.trim() == line), "{greeting}");
         }
