@@ -24,7 +24,7 @@ use rustix::termios::{self, LocalModes, OptionalActions, Termios};
 
 use crate::auth::users::{self, MAX_PASSWORD, User};
 use crate::auth::{AuthError, Keys, Principal, Role, Users};
-use crate::config::{self, Config, ConfigError, Flag, Problem};
+use crate::config::{self, Config, ConfigError, Flag, Place, Problem};
 use crate::demo;
 use crate::logs::{self, LogError};
 use crate::server::{self, StartError};
@@ -157,6 +157,8 @@ struct TokenArgs {
 #[derive(Debug)]
 enum CliError {
     Config(ConfigError),
+    /// The user can't be added.
+    User(ConfigError),
     Start(StartError),
     Log(LogError),
     Token(AuthError),
@@ -176,7 +178,7 @@ impl CliError {
 impl fmt::Display for CliError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Config(error) => write!(f, "{error}"),
+            Self::Config(error) | Self::User(error) => write!(f, "{error}"),
             Self::Start(error) => write!(f, "{error}"),
             Self::Log(error) => write!(f, "{error}"),
             Self::Token(error) => write!(f, "{error}: name fewer or shorter wells"),
@@ -314,7 +316,11 @@ fn store_user(
     random(&mut salt)?;
     let password = users::hash(password.as_bytes(), salt)
         .map_err(|_| CliError::Input("there is no memory to hash the password"))?;
-    Ok(users::add(path, &User { name: name.into(), password, role, wells })?)
+    users::add(path, &User { name: name.into(), password, role, wells }).map_err(|error| match error.place {
+        // Nothing is wrong with a file: the name is taken or malformed, or the file can't be written.
+        Place::Default => CliError::User(error),
+        _ => CliError::Config(error),
+    })
 }
 
 /// Asks twice, without showing what is typed.

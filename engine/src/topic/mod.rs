@@ -530,6 +530,8 @@ impl Topics {
             if self.topics[done.topic as usize].as_ref().is_some_and(|topic| topic.strict) {
                 self.pump(done.topic, port);
             }
+            // What had to stay until the store answered may go now, even if nothing more is published.
+            self.evict(done.topic);
         }
     }
 

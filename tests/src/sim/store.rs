@@ -71,6 +71,10 @@ pub struct Store {
     appended: Vec<u64>,
     /// Everything is answered with this while it is set.
     pub failing: Option<Failure>,
+    /// Nothing can be read back while it is set.
+    pub unreadable: bool,
+    /// No ceiling is raised while it is set.
+    pub grants_nothing: bool,
     inbox: Inbox,
     out: Vec<u8>,
 }
@@ -79,7 +83,18 @@ impl Store {
     /// On this disk, for so many shards.
     pub fn new(disk: Disk, writer: Port, reader: Port, shards: usize) -> Self {
         let (inbox, out) = Default::default();
-        Self { disk, writer, reader, shards, appended: vec![0; shards], failing: None, inbox, out }
+        Self {
+            disk,
+            writer,
+            reader,
+            shards,
+            appended: vec![0; shards],
+            failing: None,
+            unreadable: false,
+            grants_nothing: false,
+            inbox,
+            out,
+        }
     }
 
     /// Commits what has arrived, at most `most` records of each shard, and answers.
@@ -130,7 +145,7 @@ impl Store {
                     }
                     head = if entry.start == start { stored } else { entry.ceiling.max(stored) };
                     entry.start = start;
-                    entry.ceiling = head + if create { STEP } else { 0 };
+                    entry.ceiling = head + if create && !self.grants_nothing { STEP } else { 0 };
                     ceiling = entry.ceiling;
                 }
                 let rows = self.disk.topics.get(topic).map(|topic| &topic.rows);
@@ -142,8 +157,11 @@ impl Store {
             }
             Mail::Reserve { topic, ceiling } => {
                 let entry = self.disk.topics.entry(topic.into()).or_default();
-                entry.ceiling = entry.ceiling.max(ceiling);
                 entry.start = start;
+                if !self.grants_nothing {
+                    entry.ceiling = entry.ceiling.max(ceiling);
+                }
+                let ceiling = entry.ceiling;
                 send(&mut self.out, &mut self.writer, from, Mail::Reserved { topic, ceiling });
             }
             Mail::ReserveIds { partition, ceiling } => {
@@ -199,6 +217,14 @@ impl Store {
         conflate: bool,
     ) {
         let (mut upto, mut gap, mut bytes) = (before - 1, None, 0);
+        if self.unreadable {
+            return send(
+                &mut self.out,
+                &mut self.reader,
+                to,
+                Mail::ReplayEnd { tag, upto: after, live: false, gap },
+            );
+        }
         if let Some(topic) = self.disk.topics.get(name) {
             let hole = topic.holes.iter().find(|(from, to)| (*from..=*to).contains(&after));
             gap = hole.map(|&(_, end)| Gap {

@@ -7,7 +7,7 @@ use std::thread;
 use rustix::process::Signal;
 use tests::client::Events;
 use tests::on;
-use tests::reading::{Mark, Publisher, SHAPES, Seen, Shape, assert_in_order, mark};
+use tests::reading::{INGEST, Mark, Publisher, SHAPES, Seen, Shape, assert_in_order, mark, offsets};
 use tests::server::{Case, Finally, Server, Setup, eventually};
 
 on! {
@@ -15,10 +15,28 @@ on! {
     the_system_keeps_what_it_was_given: uring_2 epoll_2;
     a_position_in_the_hole_of_a_crash_is_told: uring_2 epoll_2;
     an_end_in_peace_leaves_no_hole: uring_1 uring_2 epoll_1 epoll_2;
+    a_request_larger_than_the_lane_to_the_store_is_kept_whole: uring_2 epoll_1;
     topics_survive_another_number_of_shards: uring_2 epoll_1;
 }
 
 const WELLS: [&str; 2] = ["WELL-001", "WELL-002"];
+
+fn a_request_larger_than_the_lane_to_the_store_is_kept_whole(case: Case) {
+    const ROWS: usize = 20_000;
+    let mut server = Setup::new(case).start();
+    let filling = "x".repeat(200);
+    let lines: Vec<String> =
+        (0..ROWS).map(|row| format!(r#"{{"well_id":"BIG","row":{row},"filling":"{filling}"}}"#)).collect();
+    let answer = server.connect_as("ingest").post(INGEST, &lines.join("\n"));
+    assert_eq!(offsets(&answer, ROWS as u64), (1..=ROWS as u64).collect::<Vec<_>>());
+    server.kill_9();
+    server.restart_with(case.shards);
+    let kept = server.connect_as("viewer").get("/api/v1/wells/BIG/telemetry?limit=10000").json();
+    assert_eq!(
+        (&kept["count"], &kept["telemetry"][9999]["data"]["row"]),
+        (&10_000.into(), &(ROWS - 1).into())
+    );
+}
 
 fn kill_9_loses_nothing_acknowledged(case: Case) {
     kill_and_look(case, "fsync");
